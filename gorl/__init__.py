@@ -1,0 +1,37 @@
+from ._config import Config as Config
+from ._decoder import (
+    AbstractDecoder as AbstractDecoder,
+    AbstractDecoderConfig as AbstractDecoderConfig,
+    FlowDecoder as FlowDecoder,
+    FlowMatching as FlowMatching,
+    Identity as Identity,
+    IdentityDecoder as IdentityDecoder,
+)
+from ._env import (
+    EnvConfig as EnvConfig,
+    Environment as Environment,
+    environments as environments,
+    MultiGoal as MultiGoal,
+)
+from ._errors import InputError as InputError
+from ._evaluation import evaluate as evaluate
+from ._hyperparameters import replace as replace
+from ._learner import (
+    AbstractEncoder as AbstractEncoder,
+    AbstractLearner as AbstractLearner,
+    Experience as Experience,
+    GaussianEncoder as GaussianEncoder,
+    PPO as PPO,
+)
+from ._policy import Policy as Policy, StagedDecoder as StagedDecoder
+from ._regression import Fit as Fit, fit_decoder as fit_decoder, Refinement as Refinement
+from ._schedule import Chunk as Chunk, Phase as Phase, schedule as schedule
+from ._statistics import RunningStatistics as RunningStatistics
+from ._train import (
+    Curve as Curve,
+    finish as finish,
+    iterate as iterate,
+    Result as Result,
+    train as train,
+    TrainState as TrainState,
+)

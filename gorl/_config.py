@@ -1,0 +1,120 @@
+"""What a run is: pure data."""
+
+import json
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from ._decoder import AbstractDecoderConfig, FlowMatching, Identity
+from ._env import EnvConfig, check_options
+from ._errors import InputError
+from ._hyperparameters import check_ranges, from_dict, load_json, size, to_dict
+from ._learner import PPO, AbstractLearner
+from ._regression import Refinement
+
+
+def _env_config(env: Any) -> EnvConfig:
+    return env if isinstance(env, EnvConfig) else EnvConfig(env)
+
+
+class Config(eqx.Module):
+    """Everything that decides a run but its random key.
+
+    A value: it prints, compares and goes through JSON exactly. Numbers that decide no shape are pytree leaves, so a batch
+    of them can be trained in one `vmap`; the others are static. `gorl.replace(config, {"learner.clip": 0.1})` changes
+    it.
+
+    **Arguments:**
+
+    - `env`: the environment: an `EnvConfig`, a name, or an environment itself.
+    - `learner`: how the encoder is trained.
+    - `decoder`: what turns latents into actions.
+    - `refinement`: how the decoder is fitted between stages.
+    - `stage_steps`: environment steps of each stage, rounded to whole iterations of the learner.
+    - `evaluation_interval`: environment steps between evaluations, rounded to whole iterations; every stage is also
+        evaluated when it begins and when it ends.
+    - `evaluation_episodes`: episodes in an evaluation.
+
+    **Raises:**
+
+    `gorl.InputError` for a value that is out of range, or that does not go with another.
+    """
+
+    env: EnvConfig = eqx.field(converter=_env_config, default=EnvConfig())
+    learner: AbstractLearner = PPO()
+    decoder: AbstractDecoderConfig = FlowMatching()
+    refinement: Refinement = Refinement()
+    stage_steps: tuple[int, ...] = size((60_000_000, 60_000_000, 30_000_000, 30_000_000))
+    evaluation_interval: int = size(6_000_000)
+    evaluation_episodes: int = size(128)
+
+    def __check_init__(self) -> None:
+        self.check()
+
+    def check(self) -> None:
+        """Checks every value that is known, without loading the environment; done whenever a config is made.
+
+        **Raises:**
+
+        `gorl.InputError`
+        """
+        check_ranges(self)
+        check_options(self.env)
+        self.learner.check()
+        self.decoder.check()
+        if not self.stage_steps:
+            raise InputError("stage_steps is empty: give the environment steps of at least one stage.")
+        for steps in self.stage_steps:
+            if steps < self.steps_per_iteration:
+                raise InputError(
+                    f"a stage of {steps:,} steps is shorter than one iteration, which takes {self.steps_per_iteration:,}:"
+                    " give more steps, fewer stages, or a smaller iteration (learner.num_envs, learner.num_unrolls)."
+                )
+        if self.num_stages > 1 and isinstance(self.decoder, Identity):
+            raise InputError("the identity decoder cannot be refined: give it one stage, or another decoder.")
+
+    @property
+    def num_stages(self) -> int:
+        return len(self.stage_steps)
+
+    @property
+    def steps_per_iteration(self) -> int:
+        """Environment steps in one iteration of the learner."""
+        learner = self.learner
+        return learner.num_envs * learner.unroll_length * learner.num_unrolls * self.env.action_repeat
+
+    @property
+    def stage_iterations(self) -> tuple[int, ...]:
+        """Iterations of the learner in each stage."""
+        return tuple(round(steps / self.steps_per_iteration) for steps in self.stage_steps)
+
+    @property
+    def iterations_per_evaluation(self) -> int:
+        """Iterations of the learner between two evaluations."""
+        return max(1, round(self.evaluation_interval / self.steps_per_iteration))
+
+    def to_json(self) -> str:
+        """The config as JSON, from which `from_json` makes an equal one.
+
+        **Raises:**
+
+        `gorl.InputError` if a value is a batch, or the environment is an object without a name.
+        """
+        return json.dumps(to_dict(self), indent=2) + "\n"
+
+    @staticmethod
+    def from_json(text: str) -> "Config":
+        """The config that `to_json` wrote; fields that the text leaves out have their defaults.
+
+        **Raises:**
+
+        `gorl.InputError` for a text that is no JSON, an unknown field (with the nearest names), or a bad value.
+        """
+        return from_dict(Config, load_json(text))
+
+
+def as_arrays(config: Config) -> Config:
+    """`config` with its leaves as arrays, so that compiled code is shared between values instead of made for each."""
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.int32 if isinstance(leaf, int) else jnp.float32), config)

@@ -1,0 +1,34 @@
+"""The identity: the latent is the action. With it, GoRL is plain Gaussian PPO."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from .._statistics import RunningStatistics
+from .._types import RandomKey
+from ._base import AbstractDecoder, AbstractDecoderConfig
+
+
+class IdentityDecoder(AbstractDecoder):
+    """Returns the latent as the action. There is nothing to fit."""
+
+    def decode(
+        self, observation: Float[Array, " observation"], latent: Float[Array, " action"]
+    ) -> Float[Array, " action"]:
+        """`latent`."""
+        return latent
+
+    def loss(
+        self, observation: Float[Array, " observation"], action: Float[Array, " action"], key: RandomKey
+    ) -> Float[Array, ""]:
+        """Zero."""
+        return jnp.zeros(())
+
+
+class Identity(AbstractDecoderConfig):
+    """No decoder: the encoder acts on the environment itself. For runs of one stage."""
+
+    def init(self, statistics: RunningStatistics, action_size: int, key: RandomKey) -> IdentityDecoder:
+        return IdentityDecoder()
+
+    def check(self) -> None:
+        pass

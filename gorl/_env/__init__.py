@@ -1,0 +1,128 @@
+"""Environments by name. A new family is a new module here and a line in [`load`][]."""
+
+import functools
+import importlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from .._errors import InputError, unknown_name
+from . import _brax, _playground
+from ._base import EnvConfig as EnvConfig, Environment as Environment
+from ._episode import (
+    Episode as Episode,
+    Episodes as Episodes,
+    Outcome as Outcome,
+    restart as restart,
+)
+from ._multigoal import MultiGoal as MultiGoal
+
+_BUILT_IN: dict[str, tuple[int, int]] = {"MultiGoal": (2, 2)}
+
+
+def environments() -> dict[str, tuple[int, int]]:
+    """Every environment that can be trained on by name, with the sizes of its observations and actions."""
+    return _BUILT_IN | _playground.TASKS | _brax.TASKS
+
+
+def load(config: EnvConfig) -> Episodes:
+    """Loads the environment that `config` names and checks that it can be trained on.
+
+    **Raises:**
+
+    `gorl.InputError` for an unknown name or option (with the nearest ones), and for an environment whose observation is
+    not a vector of finite numbers.
+    """
+    check_options(config)
+    # Constants made here are kept, so they must not belong to a trace that happens to be running.
+    with jax.ensure_compile_time_eval():
+        return _load(config, jax.default_backend())
+
+
+def check_options(config: EnvConfig) -> None:
+    """Checks the name and the options, without loading anything.
+
+    **Raises:**
+
+    `gorl.InputError`
+    """
+    name = config.name
+    in_playground = isinstance(name, str) and name in _playground.TASKS
+    in_brax = isinstance(name, str) and name in _brax.TASKS
+    if isinstance(name, str) and ":" not in name and name not in environments():
+        raise unknown_name("environment", name, environments())
+    if config.backend is not None:
+        if not in_brax:
+            raise InputError(f"env.backend is for Brax's environments, and {config} is none: leave it out.")
+        if config.backend not in _brax.BACKENDS:
+            raise unknown_name("Brax backend", config.backend, _brax.BACKENDS)
+    if config.implementation is not None:
+        if not in_playground:
+            raise InputError(f"env.implementation is for MuJoCo Playground's tasks, and {config} is none: leave it out.")
+        if config.implementation not in _playground.IMPLEMENTATIONS:
+            raise unknown_name("MJX implementation", config.implementation, _playground.IMPLEMENTATIONS)
+
+
+@functools.lru_cache(maxsize=None)
+def _load(config: EnvConfig, platform: str) -> Episodes:
+    del platform  # part of the cache's key: the physics that suits one device does not suit another
+    name = config.name
+    if not isinstance(name, str):
+        env, known = name.value, False
+    elif name in _playground.TASKS:
+        env, known = _playground.load(config), True
+    elif name in _brax.TASKS:
+        env, known = _brax.load(config), True
+    elif name in _BUILT_IN:
+        env, known = MultiGoal(), True
+    else:
+        env, known = _imported(name), False
+    if not known:
+        _check(env, str(config))
+    episode_length = config.episode_length or int(getattr(env, "episode_length", 1000))
+    return Episodes(_ById(env), episode_length, config.action_repeat)
+
+
+class _ById:
+    """An environment that compares and hashes by identity, so that it can be static whatever it is made of."""
+
+    def __init__(self, env: Environment):
+        self.observation_size = env.observation_size
+        self.action_size = env.action_size
+        self.reset = env.reset
+        self.step = env.step
+
+
+def _imported(name: str) -> Any:
+    module_name, _, attribute = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError) as error:
+        raise InputError(f"the environment {name!r} cannot be imported: {error}.") from error
+    return found if not isinstance(found, type) and isinstance(found, Environment) else found()
+
+
+def _check(env: Any, name: str) -> None:
+    """Checks an environment that is not one of those shipped: one reset and one step, looked at closely."""
+    if not isinstance(env, Environment):
+        missing = [part for part in ("reset", "step", "observation_size", "action_size") if not hasattr(env, part)]
+        raise InputError(f"{name} is no environment: it lacks {', '.join(missing)} (see gorl.Environment).")
+    state = jax.jit(env.reset)(jax.random.key(0))
+    for part in ("obs", "reward", "done"):
+        if not hasattr(state, part):
+            raise InputError(f"the state that {name}.reset returns lacks {part!r} (see gorl.Environment).")
+    if not isinstance(state.obs, jax.Array) or state.obs.shape != (env.observation_size,):
+        raise InputError(
+            f"{name} must give observations that are one vector of observation_size = {env.observation_size} numbers, "
+            f"not {jax.tree.map(jnp.shape, state.obs)}."
+        )
+    after = jax.jit(env.step)(state, jnp.zeros(env.action_size))
+    for method, seen in (("reset", state), ("step", after)):
+        if not bool(jnp.all(jnp.isfinite(seen.obs))):
+            raise InputError(
+                f"the observation that {name}.{method} returns holds NaN or infinity: mend the environment, or leave "
+                "out the entries that can be undefined."
+            )
+        if jnp.shape(seen.reward) != () or jnp.shape(seen.done) != ():
+            raise InputError(f"{name}.{method} must return a scalar reward and a scalar done (vmap is applied outside).")

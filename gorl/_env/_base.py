@@ -1,0 +1,81 @@
+"""What an environment is, and how one is named."""
+
+import dataclasses
+from typing import Any, Protocol, runtime_checkable
+
+import equinox as eqx
+
+from .._hyperparameters import size
+
+
+@runtime_checkable
+class Environment(Protocol):
+    """The shape that Brax's and MuJoCo Playground's environments share; an object with it can be trained on.
+
+    Both methods are pure functions of one environment: GoRL applies `jax.vmap`, the time limit and the resets.
+
+    - `reset(key) -> state` starts an episode from a start state that `key` decides.
+    - `step(state, action) -> state` moves on by one control step; `action` is a vector in `[-1, 1]`.
+    - `observation_size` and `action_size` are integers.
+    - `episode_length` is optional: the number of control steps until the time limit (1000 if there is none).
+
+    A state is any pytree with the attributes `obs` (a vector), `reward` (a scalar) and `done` (a scalar, true or 1 where
+    the episode terminated; running into the time limit is no termination).
+    """
+
+    @property
+    def observation_size(self) -> Any: ...
+
+    @property
+    def action_size(self) -> int: ...
+
+    def reset(self, rng: Any, /) -> Any: ...
+
+    def step(self, state: Any, action: Any, /) -> Any: ...
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Instance:
+    """Holds an environment that has no name. Compares by identity, as the object inside may not be hashable."""
+
+    value: Any
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Instance) and self.value is other.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+    def __repr__(self) -> str:
+        return repr(self.value)
+
+
+def _hold(value: Any) -> "str | _Instance":
+    return value if isinstance(value, str | _Instance) else _Instance(value)
+
+
+class EnvConfig(eqx.Module):
+    """Which environment, and what an episode of it is.
+
+    **Arguments:**
+
+    - `name`: the name of an environment, see `gorl.environments()`: `"CheetahRun"` for a DMControl task of MuJoCo
+        Playground, `"brax/ant"` for one of Brax's, `"MultiGoal"` for the built-in one; `"package.module:attribute"` for
+        your own (the attribute is an environment, or a function of no arguments that returns one); or the environment
+        itself.
+    - `episode_length`: control steps until the time limit; `None` for the environment's own.
+    - `action_repeat`: how many control steps each action is held for.
+    - `backend`: the physics of a Brax environment: `"spring"`, `"positional"`, `"generalized"` or `"mjx"`; `None` for the
+        environment's default.
+    - `implementation`: what runs the physics of a MuJoCo Playground task: `"jax"` or `"warp"`; `None` for Warp on a CUDA
+        device and JAX elsewhere.
+    """
+
+    name: str | _Instance = eqx.field(static=True, converter=_hold, default="PointMass")
+    episode_length: int | None = size(None)
+    action_repeat: int = size(1)
+    backend: str | None = eqx.field(static=True, default=None)
+    implementation: str | None = eqx.field(static=True, default=None)
+
+    def __str__(self) -> str:
+        return self.name if isinstance(self.name, str) else type(self.name.value).__name__

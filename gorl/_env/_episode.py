@@ -1,0 +1,116 @@
+"""Episodes: the time limit, the action repeat and the restart, around any environment."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from .._errors import InputError
+from .._types import RandomKey
+from ._base import Environment
+
+
+class Episode(eqx.Module):
+    """One running episode."""
+
+    state: PyTree
+    elapsed: Int[Array, "*batch"]  # control steps since the start
+    over: Bool[Array, "*batch"]  # ended, and not restarted yet
+
+    @property
+    def observation(self) -> Float[Array, "*batch observation"]:
+        """What the policy sees now."""
+        return self.state.obs
+
+
+class Outcome(eqx.Module):
+    """What one action brought. At most one of `terminated` and `truncated` holds."""
+
+    reward: Float[Array, "*batch"]
+    terminated: Bool[Array, "*batch"]
+    truncated: Bool[Array, "*batch"]
+
+
+class Episodes(eqx.Module):
+    """Episodes of one environment, as pure functions of one episode: `vmap` outside.
+
+    **Arguments:**
+
+    - `env`: the environment.
+    - `episode_length`: control steps until the time limit.
+    - `action_repeat`: control steps for which each action is held.
+    """
+
+    env: Environment = eqx.field(static=True)
+    episode_length: int = eqx.field(static=True)
+    action_repeat: int = eqx.field(static=True)
+
+    @property
+    def num_steps(self) -> int:
+        """The number of actions in a whole episode."""
+        return -(-self.episode_length // self.action_repeat)
+
+    @property
+    def observation_size(self) -> int:
+        return int(self.env.observation_size)
+
+    @property
+    def action_size(self) -> int:
+        return int(self.env.action_size)
+
+    def start(self, key: RandomKey) -> Episode:
+        """Starts an episode from a start state that `key` decides."""
+        # A weak type here and a strong one after a step would make every scan over episodes trace twice.
+        state = jax.tree.map(lambda leaf: jax.lax.convert_element_type(leaf, leaf.dtype), self.env.reset(key))
+        return Episode(state, jnp.zeros((), jnp.int32), jnp.zeros((), bool))
+
+    def step(self, episode: Episode, action: Float[Array, " action"]) -> tuple[Episode, Outcome]:
+        """Takes one action. The episode that comes back has not been restarted, even if it is over."""
+
+        def once(state: PyTree, _: None) -> tuple[PyTree, Array]:
+            after = _match(state, self.env.step(state, action))
+            return after, after.reward
+
+        if self.action_repeat == 1:
+            state, reward = once(episode.state, None)
+        else:
+            state, rewards = jax.lax.scan(once, episode.state, None, self.action_repeat)
+            reward = jnp.sum(rewards)
+        elapsed = episode.elapsed + self.action_repeat
+        terminated = state.done.astype(bool)
+        truncated = (elapsed >= self.episode_length) & ~terminated
+        # A simulation that blew up ends its episode; the reward of that step is as meaningless as its observation.
+        reward = jnp.where(terminated & ~jnp.isfinite(reward), 0.0, reward).astype(jnp.float32)
+        return Episode(state, elapsed, terminated | truncated), Outcome(reward, terminated, truncated)
+
+    def none(self, num_envs: int) -> Episode:
+        """The shapes of `num_envs` episodes, none of which is running: a rollout begins by starting them all."""
+        shapes = jax.eval_shape(self.start, jax.random.key(0))
+        zeros = jax.tree.map(lambda leaf: jnp.zeros((num_envs, *leaf.shape), leaf.dtype), shapes)
+        return Episode(zeros.state, zeros.elapsed, ~zeros.over)
+
+
+def restart(start: Episode, episode: Episode) -> Episode:
+    """`start` if the episode is over, `episode` if it goes on."""
+    return jax.tree.map(lambda fresh, going_on: jnp.where(episode.over, fresh, going_on), start, episode)
+
+
+def _match(before: PyTree, after: PyTree) -> PyTree:
+    """`after` with the types of `before`, as a scan needs; environments are free to be careless about them."""
+    if jax.tree.structure(before) != jax.tree.structure(after):
+        raise InputError(
+            "this environment's reset and step return states of different structure: give both the same fields "
+            "(an entry that only step sets must be set by reset as well)."
+        )
+
+    def cast(old: Any, new: Any) -> Array:
+        if jnp.shape(old) != jnp.shape(new):
+            raise InputError(
+                f"this environment's reset returns an array of shape {jnp.shape(old)} where step returns one of shape "
+                f"{jnp.shape(new)}: give both the same shape."
+            )
+        return jax.lax.convert_element_type(new, old.dtype)
+
+    return jax.tree.map(cast, before, after)

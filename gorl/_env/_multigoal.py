@@ -1,0 +1,59 @@
+"""The built-in environment: a point in the plane and several equally good goals."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from .._types import RandomKey
+
+
+class MultiGoalState(eqx.Module):
+    """Where the point is, and what the last step brought."""
+
+    obs: Float[Array, "2"]
+    reward: Float[Array, ""]
+    done: Float[Array, ""]
+
+
+class MultiGoal(eqx.Module):
+    """A point in the plane that can walk to any of several goals, all equally good.
+
+    The goals stand evenly on the unit circle and episodes start near its centre, so that the best first action is
+    multimodal: a Gaussian can commit to one goal only. Each step moves the point by a tenth of the action and pays
+    `exp(-d² / 2w²)`, where `d` is the distance to the nearest goal and `w` the width of a goal; the most that an episode
+    of 50 steps can bring is therefore a little over 40. The task is after the one of the reference.
+
+    ??? cite "Reference"
+
+        Haarnoja et al. (2017), *Reinforcement Learning with Deep Energy-Based Policies*, section 5.1.
+    """
+
+    num_goals: int = 4
+    goal_width: float = 0.2
+    episode_length: int = 50
+
+    @property
+    def observation_size(self) -> int:
+        return 2
+
+    @property
+    def action_size(self) -> int:
+        return 2
+
+    @property
+    def goals(self) -> Float[Array, "goals 2"]:
+        """Where the goals are."""
+        angle = 2 * jnp.pi * jnp.arange(self.num_goals) / self.num_goals
+        return jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=-1)
+
+    def reset(self, key: RandomKey) -> MultiGoalState:
+        """Starts an episode at a normal distance of 0.05 from the centre."""
+        return MultiGoalState(0.05 * jax.random.normal(key, (2,)), jnp.zeros(()), jnp.zeros(()))
+
+    def step(self, state: MultiGoalState, action: Float[Array, "2"]) -> MultiGoalState:
+        """Moves the point by a tenth of `action`; the plane ends at ±1.5."""
+        position = jnp.clip(state.obs + 0.1 * jnp.clip(action, -1, 1), -1.5, 1.5)
+        squared_distance = jnp.min(jnp.sum((self.goals - position) ** 2, axis=-1))
+        reward = jnp.exp(-squared_distance / (2 * self.goal_width**2))
+        return MultiGoalState(position, reward, jnp.zeros(()))

@@ -1,0 +1,73 @@
+"""What a learner is: a way of training a policy over latents."""
+
+import abc
+from typing import Generic, TypeVar
+
+import equinox as eqx
+from jaxtyping import Array, Bool, Float, PyTree
+
+from .._types import RandomKey
+
+Memory = TypeVar("Memory", bound=eqx.Module)
+
+
+class AbstractEncoder(eqx.Module):
+    """A policy over latents, `π(latent | observation)`. Unbatched; `vmap` outside."""
+
+    @abc.abstractmethod
+    def sample(
+        self, observation: Float[Array, " observation"], key: RandomKey
+    ) -> tuple[Float[Array, " latent"], PyTree[Array]]:
+        """A latent, and whatever the learner wants to remember of how it was drawn."""
+
+    @abc.abstractmethod
+    def mode(self, observation: Float[Array, " observation"]) -> Float[Array, " latent"]:
+        """The latent that the policy thinks best."""
+
+
+class Experience(eqx.Module):
+    """Steps in a row from several environments side by side."""
+
+    observation: Float[Array, "time envs observation"]
+    latent: Float[Array, "time envs latent"]
+    extras: PyTree[Array]  # of each step, what the encoder wanted to be remembered
+    action: Float[Array, "time envs action"]  # what the decoder made of the latent, before tanh
+    reward: Float[Array, "time envs"]
+    terminated: Bool[Array, "time envs"]
+    truncated: Bool[Array, "time envs"]
+    final_observation: Float[Array, "envs observation"]  # what the last steps led to
+
+
+class AbstractLearner(eqx.Module, Generic[Memory]):
+    """A way of training an encoder, as a value: its fields are its hyperparameters.
+
+    A new learner is one file with a subclass of this. `Memory` is everything it carries from update to update: networks,
+    optimiser state, statistics.
+    """
+
+    # How experience is gathered between two updates. Shapes depend on these, so they are static in every learner.
+    num_envs: eqx.AbstractVar[int]
+    unroll_length: eqx.AbstractVar[int]
+    num_unrolls: eqx.AbstractVar[int]
+
+    @abc.abstractmethod
+    def init(self, observation_size: int, latent_size: int, key: RandomKey) -> Memory:
+        """A fresh memory, whose encoder is close to N(0, I) whatever the observation."""
+
+    @abc.abstractmethod
+    def encoder(self, memory: Memory) -> AbstractEncoder:
+        """The encoder that acts."""
+
+    @abc.abstractmethod
+    def update(
+        self, memory: Memory, experience: Experience, key: RandomKey
+    ) -> tuple[Memory, dict[str, Float[Array, ""]]]:
+        """Learns from one batch of experience; also returns figures to watch, by name."""
+
+    @abc.abstractmethod
+    def metric_names(self) -> tuple[str, ...]:
+        """The names of the figures that `update` returns."""
+
+    @abc.abstractmethod
+    def check(self) -> None:
+        """Checks what the declared range of each single field cannot say; raises `gorl.InputError`."""

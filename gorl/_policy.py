@@ -1,0 +1,82 @@
+"""A policy: an encoder that chooses a latent, and a decoder that turns it into an action."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, PyTree
+
+from ._decoder import AbstractDecoder
+from ._learner import AbstractEncoder
+from ._types import RandomKey
+
+
+class StagedDecoder(AbstractDecoder):
+    """A decoder that is the identity until it has been fitted.
+
+    The identity is a branch of its own, not a network that happens to be the identity: it costs nothing in the first
+    stage, and a kind of decoder whose untrained network is no identity (a diffusion model) fits in.
+
+    **Arguments:**
+
+    - `decoder`: the decoder.
+    - `fitted`: whether it has been fitted.
+    """
+
+    decoder: AbstractDecoder
+    fitted: Bool[Array, ""]
+
+    def decode(
+        self, observation: Float[Array, " observation"], latent: Float[Array, " action"]
+    ) -> Float[Array, " action"]:
+        """The decoder's action, or `latent` itself as long as the decoder has not been fitted."""
+        return jax.lax.cond(self.fitted, lambda: self.decoder.decode(observation, latent), lambda: latent)
+
+    def loss(
+        self, observation: Float[Array, " observation"], action: Float[Array, " action"], key: RandomKey
+    ) -> Float[Array, ""]:
+        """The loss of the decoder."""
+        return self.decoder.loss(observation, action, key)
+
+
+class Policy(eqx.Module):
+    """`π(action | observation) = ∫ decoder(action | observation, latent) encoder(latent | observation) dlatent`.
+
+    Unbatched: use `jax.vmap` for many observations.
+
+    **Arguments:**
+
+    - `encoder`: chooses the latent.
+    - `decoder`: turns the latent into an action; the environment receives its `tanh`.
+    - `observation_size`, `action_size`: what the policy was made for.
+
+    ??? cite "Reference"
+
+        GoRL, arXiv 2512.02581.
+    """
+
+    encoder: AbstractEncoder
+    decoder: AbstractDecoder
+    observation_size: int = eqx.field(static=True)
+    action_size: int = eqx.field(static=True)
+
+    @eqx.filter_jit
+    def __call__(self, observation: Float[Array, " observation"], key: RandomKey) -> Float[Array, " action"]:
+        """An action drawn from the policy, in `[-1, 1]`."""
+        return jnp.tanh(self.sample(observation, key)[2])
+
+    @eqx.filter_jit
+    def mode(self, observation: Float[Array, " observation"]) -> Float[Array, " action"]:
+        """The action of the latent that the encoder thinks best, in `[-1, 1]`."""
+        return jnp.tanh(self.decoder.decode(observation, self.encoder.mode(observation)))
+
+    def sample(
+        self, observation: Float[Array, " observation"], key: RandomKey
+    ) -> tuple[Float[Array, " action"], PyTree[Array], Float[Array, " action"]]:
+        """Everything about one draw.
+
+        **Returns:**
+
+        The latent; what the encoder remembers of how it was drawn; and the action before `tanh`.
+        """
+        latent, extras = self.encoder.sample(observation, key)
+        return latent, extras, self.decoder.decode(observation, latent)

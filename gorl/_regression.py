@@ -1,0 +1,168 @@
+"""Fitting a decoder to what a policy did, by plain supervised regression."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from ._decoder import AbstractDecoder
+from ._errors import InputError
+from ._hyperparameters import count, real, size
+from ._statistics import RunningStatistics
+from ._types import Integer, RandomKey, Real
+
+
+class Refinement(eqx.Module):
+    """How a decoder is fitted between two stages, with the values of the GoRL paper.
+
+    **Arguments:**
+
+    - `num_episodes`: fresh episodes that the stage's best encoder demonstrates.
+    - `stride`: of each episode, one step in this many is kept.
+    - `num_heldout`: of the episodes, how many are held out to decide when to stop.
+    - `batch_size`: pairs in one gradient step.
+    - `num_epochs`: the most passes over the pairs.
+    - `patience`: stop after this many passes without a better loss on the pairs held out.
+    - `learning_rate`: Adam's.
+    """
+
+    num_episodes: int = size(512, at_least=2)
+    stride: int = size(1)
+    num_heldout: int = size(51)
+    batch_size: int = size(8192)
+    num_epochs: int = size(50)
+    patience: Integer = count(20, at_least=1)
+    learning_rate: Real = real(3e-4, above=0)
+
+    def check(self, num_steps: int) -> None:
+        """Checks the sizes against each other and against an episode of `num_steps` steps.
+
+        **Raises:**
+
+        `gorl.InputError`
+        """
+        if num_steps % self.stride:
+            raise InputError(f"refinement.stride = {self.stride} does not divide the {num_steps} steps of an episode.")
+        if self.num_heldout >= self.num_episodes:
+            raise InputError(
+                f"refinement.num_heldout = {self.num_heldout} leaves none of the {self.num_episodes} episodes to fit: "
+                "hold out fewer."
+            )
+        num_pairs = (self.num_episodes - self.num_heldout) * (num_steps // self.stride)
+        if self.batch_size > num_pairs:
+            raise InputError(
+                f"refinement.batch_size = {self.batch_size} is more than the {num_pairs} pairs there are to fit: choose "
+                "a smaller batch, more episodes or a smaller stride."
+            )
+
+
+class Fit(eqx.Module):
+    """How a regression went."""
+
+    training_loss: Float[Array, "*batch"]  # of the last epoch
+    heldout_loss: Float[Array, "*batch"]  # the best, whose decoder was kept
+    num_epochs: Int[Array, "*batch"]  # until it stopped
+
+
+class _Search(eqx.Module):
+    """Where a regression stands between two epochs."""
+
+    decoder: AbstractDecoder
+    optimiser_state: PyTree
+    best: AbstractDecoder
+    fit: Fit
+    stale: Int[Array, ""]  # epochs since the best
+
+
+def fit_decoder(
+    decoder: AbstractDecoder,
+    observations: Float[Array, "episodes kept observation"],
+    actions: Float[Array, "episodes kept action"],
+    refinement: Refinement,
+    key: RandomKey,
+) -> tuple[AbstractDecoder, Fit]:
+    """Fits a decoder to pairs of observation and action, and keeps the one that does best on the episodes held out.
+
+    Whole episodes are held out, not single pairs: neighbours in time are too alike to test each other. The held-out loss
+    always meets the same noise, so that epochs are compared on the same terms.
+
+    **Arguments:**
+
+    - `decoder`: where to start; its statistics stay as they are.
+    - `observations`, `actions`: the pairs, by episode; actions before `tanh`.
+    - `refinement`: the hyperparameters.
+    - `key`: decides order and noise.
+
+    **Returns:**
+
+    The decoder, and how it went.
+    """
+    heldout = (_flat(observations[: refinement.num_heldout]), _flat(actions[: refinement.num_heldout]))
+    fitted = (_flat(observations[refinement.num_heldout :]), _flat(actions[refinement.num_heldout :]))
+    num_batches = fitted[0].shape[0] // refinement.batch_size
+    optimiser = optax.adam(refinement.learning_rate)  # pyright: ignore[reportArgumentType]
+    heldout_key, key = jax.random.split(key)
+
+    def mean_loss(trainable: PyTree, rest: PyTree, pairs: tuple[Array, Array], key: RandomKey) -> Float[Array, ""]:
+        loss = eqx.combine(trainable, rest).loss
+        return jnp.mean(jax.vmap(loss)(*pairs, jax.random.split(key, pairs[0].shape[0])))
+
+    def batch_step(carry: tuple[AbstractDecoder, PyTree], inputs: tuple) -> tuple[tuple, Float[Array, ""]]:
+        decoder, optimiser_state = carry
+        chosen, key = inputs
+        batch = jax.tree.map(lambda leaf: leaf[chosen], fitted)
+        trainable, rest = _split(decoder)
+        loss, gradient = jax.value_and_grad(mean_loss)(trainable, rest, batch, key)
+        updates, optimiser_state = optimiser.update(gradient, optimiser_state)
+        return (eqx.combine(optax.apply_updates(trainable, updates), rest), optimiser_state), loss
+
+    def epoch(search: _Search) -> _Search:
+        order_key, noise_key = jax.random.split(jax.random.fold_in(key, search.fit.num_epochs))
+        order = jax.random.permutation(order_key, fitted[0].shape[0])
+        batches = order[: num_batches * refinement.batch_size].reshape(num_batches, refinement.batch_size)
+        carry = (search.decoder, search.optimiser_state)
+        carry, losses = jax.lax.scan(batch_step, carry, (batches, jax.random.split(noise_key, num_batches)))
+        decoder, optimiser_state = carry
+        loss = heldout_loss(decoder)
+        better = loss < search.fit.heldout_loss
+        return _Search(
+            decoder,
+            optimiser_state,
+            jax.tree.map(lambda new, old: jnp.where(better, new, old), decoder, search.best),
+            Fit(jnp.mean(losses), jnp.where(better, loss, search.fit.heldout_loss), search.fit.num_epochs + 1),
+            jnp.where(better, 0, search.stale + 1),
+        )
+
+    def heldout_loss(decoder: AbstractDecoder) -> Float[Array, ""]:
+        """The loss on the pairs held out, a batch at a time, so that it needs no more memory than a gradient step."""
+        trainable, rest = _split(decoder)
+        size = min(refinement.batch_size, heldout[0].shape[0])
+        num_batches = heldout[0].shape[0] // size
+        batches = jax.tree.map(lambda leaf: leaf[: num_batches * size].reshape(num_batches, size, -1), heldout)
+        keys = jax.random.split(heldout_key, num_batches)
+        return jnp.mean(jax.lax.map(lambda inputs: mean_loss(trainable, rest, *inputs), (batches, keys)))
+
+    def goes_on(search: _Search) -> Bool[Array, ""]:
+        return (search.fit.num_epochs < refinement.num_epochs) & (search.stale < refinement.patience)
+
+    start = Fit(jnp.zeros(()), jnp.full((), jnp.inf), jnp.zeros((), jnp.int32))
+    search = _Search(decoder, optimiser.init(_split(decoder)[0]), decoder, start, jnp.zeros((), jnp.int32))
+    search = jax.lax.while_loop(goes_on, epoch, search)
+    return search.best, search.fit
+
+
+def _flat(pairs: Float[Array, "episodes kept size"]) -> Float[Array, "pairs size"]:
+    return pairs.reshape(-1, pairs.shape[-1])
+
+
+def _split(decoder: AbstractDecoder) -> tuple[PyTree, PyTree]:
+    """What of a decoder is trained, and the rest, to which its statistics belong."""
+
+    def is_statistics(node: PyTree) -> bool:
+        return isinstance(node, RunningStatistics)
+
+    trained = jax.tree.map(
+        lambda node: eqx.is_inexact_array(node) and not is_statistics(node), decoder, is_leaf=is_statistics
+    )
+    return eqx.partition(decoder, trained)

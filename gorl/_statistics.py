@@ -1,0 +1,53 @@
+"""Running mean and variance of observations."""
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+class RunningStatistics(eqx.Module):
+    """Mean and variance of all the vectors seen so far, merged batch by batch.
+
+    ??? cite "Reference"
+
+        Chan, Golub & LeVeque (1983), *Algorithms for Computing the Sample Variance*, equations (2.1): the merge keeps
+        quantities of order one instead of growing sums, so that float32 stays accurate however long a run is.
+    """
+
+    count: Float[Array, ""]
+    mean: Float[Array, " size"]
+    variance: Float[Array, " size"]
+
+    @staticmethod
+    def empty(size: int) -> "RunningStatistics":
+        """Statistics of no vectors: normalising with them changes nothing.
+
+        **Arguments:**
+
+        - `size`: the length of the vectors.
+        """
+        return RunningStatistics(jnp.zeros(()), jnp.zeros(size), jnp.ones(size))
+
+    @staticmethod
+    def of(batch: Float[Array, "*batch size"]) -> "RunningStatistics":
+        """Statistics of one batch of vectors."""
+        return RunningStatistics.empty(batch.shape[-1]).update(batch)
+
+    def update(self, batch: Float[Array, "*batch size"]) -> "RunningStatistics":
+        """The statistics of everything seen before together with `batch`."""
+        batch = batch.reshape(-1, batch.shape[-1])
+        batch_mean = jnp.mean(batch, axis=0)
+        batch_variance = jnp.var(batch, axis=0)
+        count = self.count + batch.shape[0]
+        weight = batch.shape[0] / count
+        difference = batch_mean - self.mean
+        mean = self.mean + weight * difference
+        variance = (1 - weight) * self.variance + weight * batch_variance + weight * (1 - weight) * difference**2
+        return RunningStatistics(count, mean, variance)
+
+    def normalise(self, vector: Float[Array, "*batch size"]) -> Float[Array, "*batch size"]:
+        """`vector` shifted and scaled to zero mean and unit variance.
+
+        A standard deviation under 1e-3 counts as 1e-3: a coordinate that has hardly moved yet is not blown up.
+        """
+        return (vector - self.mean) / jnp.maximum(jnp.sqrt(self.variance), 1e-3)

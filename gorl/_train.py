@@ -1,0 +1,307 @@
+"""The stage loop: the one page that explains the whole system.
+
+A run is a sequence of chunks, see `gorl.schedule`: iterations of the learner, evaluations and refinements. `train` is one
+`lax.scan` over them; `iterate` is a Python loop over the same chunks.
+"""
+
+import functools
+from collections.abc import Iterator
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, PyTree
+
+from ._config import Config, as_arrays
+from ._decoder import AbstractDecoder
+from ._env import Episode, load
+from ._errors import InputError
+from ._evaluation import episode_returns
+from ._learner import AbstractEncoder
+from ._policy import Policy, StagedDecoder
+from ._regression import Fit, fit_decoder
+from ._rollout import demonstrate, rollout
+from ._schedule import Chunk, Phase, schedule
+from ._statistics import RunningStatistics
+from ._types import RandomKey
+
+
+class Best(eqx.Module):
+    """The best encoder of the stage so far, with its statistics inside."""
+
+    mean_return: Float[Array, ""]
+    encoder: AbstractEncoder
+
+
+class TrainState(eqx.Module):
+    """Everything about a run between two chunks. A run goes on from it as if it had never stopped."""
+
+    key: RandomKey  # of the run; the key of each chunk is derived from it and the chunk's position
+    position: Int[Array, ""]  # chunks done
+    memory: PyTree  # the learner's: networks, optimiser state, statistics
+    decoder: AbstractDecoder
+    episode: Episode  # where the training environments stand
+    best: Best
+    returns: Float[Array, "evaluations episodes"]
+    metrics: dict[str, Float[Array, " evaluations"]]
+    latest_metrics: dict[str, Float[Array, ""]]
+    fits: Fit
+
+
+class Curve(eqx.Module):
+    """Every evaluation of a run, in order. A run over several seeds has a leading axis of seeds everywhere."""
+
+    iterations: Int[Array, "*seeds evaluations"]  # of the learner, since the run began
+    stage: Int[Array, "*seeds evaluations"]
+    returns: Float[Array, "*seeds evaluations episodes"]
+    metrics: dict[str, Float[Array, "*seeds evaluations"]]  # of the learner's last iteration; NaN as a stage begins
+    steps_per_iteration: int = eqx.field(static=True)
+
+    @property
+    def env_steps(self) -> Int[np.ndarray, "*seeds evaluations"]:
+        """Environment steps since the run began. In 64 bits on the host, where they cannot overflow."""
+        return np.asarray(self.iterations, np.int64) * self.steps_per_iteration
+
+    @property
+    def mean_return(self) -> Float[Array, "*seeds evaluations"]:
+        """The mean over the episodes of each evaluation."""
+        return jnp.mean(self.returns, axis=-1)
+
+
+class Result(eqx.Module):
+    """What a run leaves behind."""
+
+    policy: Policy  # the best encoder of the last stage, and the decoder that it was trained with
+    returns: Float[Array, "*seeds episodes"]  # of that policy, at its mode, on fresh episodes
+    curve: Curve
+    fits: Fit  # how each refinement went
+
+
+def train(config: Config, key: RandomKey) -> Result:
+    """Trains a policy: GoRL's stages, from the first step to the last, as one compiled function.
+
+    A pure function of its arguments, under `jax.jit` and `jax.vmap` as well. It compiles for itself, and a second call
+    with a config of the same shapes compiles nothing.
+
+    **Arguments:**
+
+    - `config`: what the run is.
+    - `key`: from `jax.random.key`; decides everything random.
+
+    **Returns:**
+
+    The policy and how it came about.
+
+    **Raises:**
+
+    `gorl.InputError` for a config or an environment that cannot be trained, before anything is compiled.
+
+    ??? cite "Reference"
+
+        GoRL, arXiv 2512.02581.
+    """
+    config = prepare(config)
+    _check_key(key, batch_allowed=False)
+    return _train(config, key)
+
+
+@eqx.filter_jit
+def _train(config: Config, key: RandomKey) -> Result:
+    def body(state: TrainState, chunk: Chunk) -> tuple[TrainState, None]:
+        return _advance(config, state, chunk), None
+
+    state, _ = jax.lax.scan(body, _start(config, key), schedule(config))
+    return _finish(config, state)
+
+
+def iterate(config: Config, start: RandomKey | TrainState) -> Iterator[tuple[Chunk, TrainState]]:
+    """The same run as `train`, chunk by chunk, for whoever wants to watch it, stop it or save it.
+
+    Stopped anywhere and continued from its last state, it goes on bit-identically.
+
+    **Arguments:**
+
+    - `config`: what the run is.
+    - `start`: a key from `jax.random.key`, or several (`jax.random.split(key, 8)`) for a run over seeds in one `vmap`; or
+        a state to continue from.
+
+    **Returns:**
+
+    An iterator over the chunks: each with the state after it. `finish` turns the last state into a `Result`.
+
+    **Raises:**
+
+    `gorl.InputError` as `train` does.
+    """
+    config = prepare(config)
+    if isinstance(start, TrainState):
+        state = start
+    else:
+        _check_key(start, batch_allowed=True)
+        state = _start_batch(config, start)
+
+    def chunks(state: TrainState) -> Iterator[tuple[Chunk, TrainState]]:
+        for chunk in schedule(config).from_position(int(np.max(state.position))):
+            state = _advance_batch(config, state, chunk)
+            yield chunk, state
+
+    return chunks(state)
+
+
+def finish(config: Config, state: TrainState) -> Result:
+    """The result of a run whose last state is `state`. (Before the last chunk: of the run so far.)"""
+    return _over_seeds(_finish, prepare(config), state)
+
+
+def prepare(config: Config) -> Config:
+    """Checks that a config can be trained, which loads its environment, and makes its numbers arrays.
+
+    **Raises:**
+
+    `gorl.InputError`
+    """
+    config.check()
+    episodes = load(config.env)
+    if config.num_stages > 1:
+        config.refinement.check(episodes.num_steps)
+    return as_arrays(config)
+
+
+def _start(config: Config, key: RandomKey) -> TrainState:
+    """The state before the first chunk: fresh networks, no episode running, nothing evaluated yet."""
+    episodes = load(config.env)
+    memory_key, decoder_key, run_key = jax.random.split(key, 3)
+    memory = config.learner.init(episodes.observation_size, episodes.action_size, memory_key)
+    statistics = RunningStatistics.empty(episodes.observation_size)
+    num_evaluations = int(schedule(config).evaluation[-1]) + 1
+    unknown = {name: jnp.full((), jnp.nan) for name in config.learner.metric_names()}
+    num_refinements = config.num_stages - 1
+    return TrainState(
+        key=run_key,
+        position=jnp.zeros((), jnp.int32),
+        memory=memory,
+        decoder=config.decoder.init(statistics, episodes.action_size, decoder_key),
+        episode=episodes.none(config.learner.num_envs),
+        best=Best(jnp.full((), -jnp.inf), config.learner.encoder(memory)),
+        returns=jnp.full((num_evaluations, config.evaluation_episodes), jnp.nan),
+        metrics={name: jnp.full(num_evaluations, jnp.nan) for name in unknown},
+        latest_metrics=unknown,
+        fits=Fit(
+            jnp.full(num_refinements, jnp.nan), jnp.full(num_refinements, jnp.nan), jnp.zeros(num_refinements, jnp.int32)
+        ),
+    )
+
+
+def _advance(config: Config, state: TrainState, chunk: Chunk) -> TrainState:
+    """One chunk of a run. Its phase has no batch axis under `vmap`, so that the switch stays a branch."""
+    key = jax.random.fold_in(state.key, chunk.position)
+    # With one stage there is nothing to refine, and nothing of it to compile.
+    branches = (_learn, _evaluate, _refine)[: 2 if config.num_stages == 1 else 3]
+    state = jax.lax.switch(chunk.phase, [functools.partial(branch, config) for branch in branches], state, chunk, key)
+    return eqx.tree_at(lambda s: s.position, state, jnp.asarray(chunk.position + 1, jnp.int32))
+
+
+def _learn(config: Config, state: TrainState, chunk: Chunk, key: RandomKey) -> TrainState:
+    """One iteration of the learner: act through the frozen decoder, then learn from it."""
+    learner = config.learner
+    rollout_key, update_key = jax.random.split(key)
+    policy = _policy(config, learner.encoder(state.memory), state.decoder, chunk.stage > 0)
+    episode, experience = rollout(
+        load(config.env), policy, state.episode, learner.num_unrolls, learner.unroll_length, rollout_key
+    )
+    memory, metrics = learner.update(state.memory, experience, update_key)
+    return eqx.tree_at(lambda s: (s.memory, s.episode, s.latest_metrics), state, (memory, episode, metrics))
+
+
+def _evaluate(config: Config, state: TrainState, chunk: Chunk, key: RandomKey) -> TrainState:
+    """Evaluates the encoder and remembers the best of the stage; the last evaluation of a run is of the one kept."""
+    current = config.learner.encoder(state.memory)
+    encoder = _where(chunk.is_final, state.best.encoder, current)
+    policy = _policy(config, encoder, state.decoder, chunk.stage > 0)
+    returns = episode_returns(load(config.env), policy, key, config.evaluation_episodes)
+    mean_return = jnp.mean(returns)
+    is_better = (mean_return > state.best.mean_return) & ~chunk.is_final  # never where the mean is NaN
+    best = _where(is_better, Best(mean_return, current), state.best)
+    metrics = {name: state.metrics[name].at[chunk.evaluation].set(state.latest_metrics[name]) for name in state.metrics}
+    return eqx.tree_at(
+        lambda s: (s.best, s.returns, s.metrics), state, (best, state.returns.at[chunk.evaluation].set(returns), metrics)
+    )
+
+
+def _refine(config: Config, state: TrainState, chunk: Chunk, key: RandomKey) -> TrainState:
+    """Ends a stage: a fresh decoder is fitted to what the best encoder does, and a fresh encoder starts on top of it."""
+    data_key, decoder_key, fit_key, memory_key = jax.random.split(key, 4)
+    episodes = load(config.env)
+    policy = _policy(config, state.best.encoder, state.decoder, chunk.stage > 0)
+    observations, actions = demonstrate(
+        episodes,
+        policy,
+        config.refinement.num_episodes,
+        config.refinement.stride,
+        config.learner.unroll_length,
+        data_key,
+    )
+    fresh = config.decoder.init(RunningStatistics.of(observations), episodes.action_size, decoder_key)
+    decoder, fit = fit_decoder(fresh, observations, actions, config.refinement, fit_key)
+    memory = config.learner.init(episodes.observation_size, episodes.action_size, memory_key)
+    return TrainState(
+        key=state.key,
+        position=state.position,
+        memory=memory,
+        decoder=decoder,
+        episode=episodes.none(config.learner.num_envs),
+        best=Best(jnp.full((), -jnp.inf), config.learner.encoder(memory)),
+        returns=state.returns,
+        metrics=state.metrics,
+        latest_metrics={name: jnp.full((), jnp.nan) for name in state.latest_metrics},
+        fits=jax.tree.map(lambda all_fits, this: all_fits.at[chunk.stage].set(this), state.fits, fit),
+    )
+
+
+def _finish(config: Config, state: TrainState) -> Result:
+    chunks = schedule(config)
+    rows = chunks.phase == Phase.EVALUATE
+    curve = Curve(
+        jnp.asarray(chunks.iterations[rows][:-1]),
+        jnp.asarray(chunks.stage[rows][:-1]),
+        state.returns[:-1],
+        {name: figures[:-1] for name, figures in state.metrics.items()},
+        config.steps_per_iteration,
+    )
+    policy = _policy(config, state.best.encoder, state.decoder, jnp.asarray(config.num_stages > 1))
+    return Result(policy, state.returns[-1], curve, state.fits)
+
+
+def _policy(config: Config, encoder: AbstractEncoder, decoder: AbstractDecoder, fitted: PyTree) -> Policy:
+    episodes = load(config.env)
+    return Policy(encoder, StagedDecoder(decoder, fitted), episodes.observation_size, episodes.action_size)
+
+
+def _where(condition: PyTree, if_true: PyTree, if_false: PyTree) -> PyTree:
+    return jax.tree.map(lambda one, other: jnp.where(condition, one, other), if_true, if_false)
+
+
+def _check_key(key: RandomKey, batch_allowed: bool) -> None:
+    if not isinstance(key, jax.Array) or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        raise InputError("the key must come from jax.random.key(seed).")
+    if key.ndim > batch_allowed:
+        raise InputError("train takes one key: use jax.vmap(gorl.train, in_axes=(None, 0)) for several.")
+
+
+def _over_seeds(function, config: Config, state: TrainState, *rest: PyTree) -> PyTree:
+    if state.key.ndim == 0:
+        return function(config, state, *rest)
+    return jax.vmap(lambda one: function(config, one, *rest))(state)
+
+
+@eqx.filter_jit
+def _start_batch(config: Config, key: PyTree) -> TrainState:
+    if key.ndim == 0:
+        return _start(config, key)
+    return jax.vmap(lambda one: _start(config, one))(key)
+
+
+@eqx.filter_jit
+def _advance_batch(config: Config, state: TrainState, chunk: Chunk) -> TrainState:
+    return _over_seeds(_advance, config, state, chunk)
