@@ -146,7 +146,7 @@ def fit_decoder(
     def goes_on(search: _Search) -> Bool[Array, ""]:
         return (search.fit.num_epochs < refinement.num_epochs) & (search.stale < refinement.patience)
 
-    start = Fit(jnp.zeros(()), jnp.full((), jnp.inf), jnp.zeros((), jnp.int32))
+    start = Fit(jnp.zeros((), jnp.float32), jnp.full((), jnp.inf, jnp.float32), jnp.zeros((), jnp.int32))
     search = _Search(decoder, optimiser.init(_split(decoder)[0]), decoder, start, jnp.zeros((), jnp.int32))
     search = jax.lax.while_loop(goes_on, epoch, search)
     return search.best, search.fit

@@ -175,7 +175,6 @@ def _start(config: Config, key: RandomKey) -> TrainState:
     memory = config.learner.init(episodes.observation_size, episodes.action_size, memory_key)
     statistics = RunningStatistics.empty(episodes.observation_size)
     num_evaluations = int(schedule(config).evaluation[-1]) + 1
-    unknown = {name: jnp.full((), jnp.nan) for name in config.learner.metric_names()}
     num_refinements = config.num_stages - 1
     return TrainState(
         key=run_key,
@@ -183,13 +182,11 @@ def _start(config: Config, key: RandomKey) -> TrainState:
         memory=memory,
         decoder=config.decoder.init(statistics, episodes.action_size, decoder_key),
         episode=episodes.none(config.learner.num_envs),
-        best=Best(jnp.full((), -jnp.inf), config.learner.encoder(memory)),
-        returns=jnp.full((num_evaluations, config.evaluation_episodes), jnp.nan),
-        metrics={name: jnp.full(num_evaluations, jnp.nan) for name in unknown},
-        latest_metrics=unknown,
-        fits=Fit(
-            jnp.full(num_refinements, jnp.nan), jnp.full(num_refinements, jnp.nan), jnp.zeros(num_refinements, jnp.int32)
-        ),
+        best=Best(jnp.full((), -jnp.inf, jnp.float32), config.learner.encoder(memory)),
+        returns=_unknown(num_evaluations, config.evaluation_episodes),
+        metrics={name: _unknown(num_evaluations) for name in config.learner.metric_names()},
+        latest_metrics={name: _unknown() for name in config.learner.metric_names()},
+        fits=Fit(_unknown(num_refinements), _unknown(num_refinements), jnp.zeros(num_refinements, jnp.int32)),
     )
 
 
@@ -208,7 +205,7 @@ def _learn(config: Config, state: TrainState, chunk: Chunk, key: RandomKey) -> T
     rollout_key, update_key = jax.random.split(key)
     policy = _policy(config, learner.encoder(state.memory), state.decoder, chunk.stage > 0)
     episode, experience = rollout(
-        load(config.env), policy, state.episode, learner.num_unrolls, learner.unroll_length, rollout_key
+        load(config.env).in_training, policy, state.episode, learner.num_unrolls, learner.unroll_length, rollout_key
     )
     memory, metrics = learner.update(state.memory, experience, update_key)
     return eqx.tree_at(lambda s: (s.memory, s.episode, s.latest_metrics), state, (memory, episode, metrics))
@@ -251,10 +248,10 @@ def _refine(config: Config, state: TrainState, chunk: Chunk, key: RandomKey) -> 
         memory=memory,
         decoder=decoder,
         episode=episodes.none(config.learner.num_envs),
-        best=Best(jnp.full((), -jnp.inf), config.learner.encoder(memory)),
+        best=Best(jnp.full((), -jnp.inf, jnp.float32), config.learner.encoder(memory)),
         returns=state.returns,
         metrics=state.metrics,
-        latest_metrics={name: jnp.full((), jnp.nan) for name in state.latest_metrics},
+        latest_metrics={name: _unknown() for name in state.latest_metrics},
         fits=jax.tree.map(lambda all_fits, this: all_fits.at[chunk.stage].set(this), state.fits, fit),
     )
 
@@ -276,6 +273,10 @@ def _finish(config: Config, state: TrainState) -> Result:
 def _policy(config: Config, encoder: AbstractEncoder, decoder: AbstractDecoder, fitted: PyTree) -> Policy:
     episodes = load(config.env)
     return Policy(encoder, StagedDecoder(decoder, fitted), episodes.observation_size, episodes.action_size)
+
+
+def _unknown(*shape: int) -> Float[Array, "..."]:
+    return jnp.full(shape, jnp.nan, jnp.float32)
 
 
 def _where(condition: PyTree, if_true: PyTree, if_false: PyTree) -> PyTree:

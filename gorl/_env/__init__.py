@@ -35,9 +35,7 @@ def load(config: EnvConfig) -> Episodes:
     not a vector of finite numbers.
     """
     check_options(config)
-    # Constants made here are kept, so they must not belong to a trace that happens to be running.
-    with jax.ensure_compile_time_eval():
-        return _load(config, jax.default_backend())
+    return _load(config, jax.default_backend())
 
 
 def check_options(config: EnvConfig) -> None:
@@ -68,28 +66,27 @@ def check_options(config: EnvConfig) -> None:
 def _load(config: EnvConfig, platform: str) -> Episodes:
     del platform  # part of the cache's key: the physics that suits one device does not suit another
     name = config.name
-    if not isinstance(name, str):
-        env, known = name.value, False
-    elif name in _playground.TASKS:
-        env, known = _playground.load(config), True
-    elif name in _brax.TASKS:
-        env, known = _brax.load(config), True
-    elif name in _BUILT_IN:
-        env, known = MultiGoal(), True
-    else:
-        env, known = _imported(name), False
-    if not known:
-        _check(env, str(config))
+    # Constants made here are kept, so they must not belong to a trace that happens to be running.
+    with jax.ensure_compile_time_eval():
+        if name in _playground.TASKS:
+            env = _playground.load(config)
+        elif name in _brax.TASKS:
+            env = _brax.load(config)
+        elif name in _BUILT_IN:
+            env = MultiGoal()
+        else:
+            env = _imported(name) if isinstance(name, str) else name.value
+            _check(env, str(config))
+    # The environments of MuJoCo Playground and Brax run their physics to find their sizes out.
+    sizes = environments().get(str(config)) or (env.observation_size, env.action_size)
     episode_length = config.episode_length or int(getattr(env, "episode_length", 1000))
-    return Episodes(_ById(env), episode_length, config.action_repeat)
+    return Episodes(_ById(env), *sizes, episode_length, config.training_length or episode_length, config.action_repeat)
 
 
 class _ById:
     """An environment that compares and hashes by identity, so that it can be static whatever it is made of."""
 
     def __init__(self, env: Environment):
-        self.observation_size = env.observation_size
-        self.action_size = env.action_size
         self.reset = env.reset
         self.step = env.step
 

@@ -64,6 +64,8 @@ class EnvConfig(eqx.Module):
         your own (the attribute is an environment, or a function of no arguments that returns one); or the environment
         itself.
     - `episode_length`: control steps until the time limit; `None` for the environment's own.
+    - `training_length`: control steps after which an episode is cut short in training, so that a small budget sees many
+        start states; `None` for `episode_length`. A cut is a truncation, which the learner does not take for an end.
     - `action_repeat`: how many control steps each action is held for.
     - `backend`: the physics of a Brax environment: `"spring"`, `"positional"`, `"generalized"` or `"mjx"`; `None` for the
         environment's default.
@@ -73,6 +75,7 @@ class EnvConfig(eqx.Module):
 
     name: str | _Instance = eqx.field(static=True, converter=_hold, default="PointMass")
     episode_length: int | None = size(None)
+    training_length: int | None = size(None)
     action_repeat: int = size(1)
     backend: str | None = eqx.field(static=True, default=None)
     implementation: str | None = eqx.field(static=True, default=None)

@@ -1,5 +1,6 @@
 """Episodes: the time limit, the action repeat and the restart, around any environment."""
 
+import dataclasses
 from typing import Any
 
 import equinox as eqx
@@ -9,7 +10,6 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from .._errors import InputError
 from .._types import RandomKey
-from ._base import Environment
 
 
 class Episode(eqx.Module):
@@ -39,12 +39,17 @@ class Episodes(eqx.Module):
     **Arguments:**
 
     - `env`: the environment.
+    - `observation_size`, `action_size`: the lengths of its observations and actions.
     - `episode_length`: control steps until the time limit.
+    - `training_length`: the same for episodes that a learner gathers experience from.
     - `action_repeat`: control steps for which each action is held.
     """
 
-    env: Environment = eqx.field(static=True)
+    env: Any = eqx.field(static=True)  # hashable, with the `reset` and `step` of an `Environment`
+    observation_size: int = eqx.field(static=True)
+    action_size: int = eqx.field(static=True)
     episode_length: int = eqx.field(static=True)
+    training_length: int = eqx.field(static=True)
     action_repeat: int = eqx.field(static=True)
 
     @property
@@ -53,19 +58,20 @@ class Episodes(eqx.Module):
         return -(-self.episode_length // self.action_repeat)
 
     @property
-    def observation_size(self) -> int:
-        return int(self.env.observation_size)
+    def in_training(self) -> "Episodes":
+        """The same environment with the time limit of training."""
+        return dataclasses.replace(self, episode_length=self.training_length)
 
-    @property
-    def action_size(self) -> int:
-        return int(self.env.action_size)
-
+    # Tracing physics costs as much time as compiling it. Under a `jit` of its own each function is traced once, however
+    # many rollouts and evaluations it ends up in.
+    @eqx.filter_jit
     def start(self, key: RandomKey) -> Episode:
         """Starts an episode from a start state that `key` decides."""
         # A weak type here and a strong one after a step would make every scan over episodes trace twice.
         state = jax.tree.map(lambda leaf: jax.lax.convert_element_type(leaf, leaf.dtype), self.env.reset(key))
         return Episode(state, jnp.zeros((), jnp.int32), jnp.zeros((), bool))
 
+    @eqx.filter_jit
     def step(self, episode: Episode, action: Float[Array, " action"]) -> tuple[Episode, Outcome]:
         """Takes one action. The episode that comes back has not been restarted, even if it is over."""
 
