@@ -1,3 +1,4 @@
+from ._checkpoint import load_policy as load_policy, save_policy as save_policy, write_whole as write_whole
 from ._config import Config as Config
 from ._decoder import (
     AbstractDecoder as AbstractDecoder,
@@ -11,11 +12,12 @@ from ._env import (
     EnvConfig as EnvConfig,
     Environment as Environment,
     environments as environments,
+    family as family,
     MultiGoal as MultiGoal,
 )
 from ._errors import InputError as InputError
 from ._evaluation import evaluate as evaluate
-from ._hyperparameters import replace as replace
+from ._hyperparameters import parse as parse, replace as replace, whole_number as whole_number
 from ._learner import (
     AbstractEncoder as AbstractEncoder,
     AbstractLearner as AbstractLearner,
@@ -24,6 +26,7 @@ from ._learner import (
     PPO as PPO,
 )
 from ._policy import Policy as Policy, StagedDecoder as StagedDecoder
+from ._preset import preset as preset, reschedule as reschedule
 from ._regression import Fit as Fit, fit_decoder as fit_decoder, Refinement as Refinement
 from ._schedule import Chunk as Chunk, Phase as Phase, schedule as schedule
 from ._statistics import RunningStatistics as RunningStatistics

@@ -19,7 +19,7 @@ class Refinement(eqx.Module):
     **Arguments:**
 
     - `num_episodes`: fresh episodes that the stage's best encoder demonstrates.
-    - `stride`: of each episode, one step in this many is kept.
+    - `stride`: of each episode, one step in this many is kept; an incomplete stride at the end is dropped.
     - `num_heldout`: of the episodes, how many are held out to decide when to stop.
     - `batch_size`: pairs in one gradient step.
     - `num_epochs`: the most passes over the pairs.
@@ -42,8 +42,8 @@ class Refinement(eqx.Module):
 
         `gorl.InputError`
         """
-        if num_steps % self.stride:
-            raise InputError(f"refinement.stride = {self.stride} does not divide the {num_steps} steps of an episode.")
+        if self.stride > num_steps:
+            raise InputError(f"refinement.stride = {self.stride} is more than the {num_steps} steps of an episode.")
         if self.num_heldout >= self.num_episodes:
             raise InputError(
                 f"refinement.num_heldout = {self.num_heldout} leaves none of the {self.num_episodes} episodes to fit: "

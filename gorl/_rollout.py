@@ -74,7 +74,7 @@ def demonstrate(
     - `episodes`: the environment.
     - `policy`: acts stochastically.
     - `num_episodes`: how many episodes, side by side.
-    - `stride`: keep one step in this many; must divide the number of steps in an episode.
+    - `stride`: keep one step in this many; an incomplete stride at the end of an episode is dropped.
     - `unroll_length`: steps between two draws of fresh start states.
     - `key`: decides latents, start states and which steps are kept.
 

@@ -241,7 +241,7 @@ def _refine(config: Config, state: TrainState, chunk: Chunk, key: RandomKey) -> 
     )
     fresh = config.decoder.init(RunningStatistics.of(observations), episodes.action_size, decoder_key)
     decoder, fit = fit_decoder(fresh, observations, actions, config.refinement, fit_key)
-    memory = config.learner.init(episodes.observation_size, episodes.action_size, memory_key)
+    memory = config.learner.restart(state.memory, memory_key)
     return TrainState(
         key=state.key,
         position=state.position,

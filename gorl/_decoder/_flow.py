@@ -136,7 +136,7 @@ class FlowMatching(AbstractDecoderConfig):
     - `rtol`, `atol`: give both for steps that a PID controller adapts to these tolerances.
     """
 
-    width: int = size(64)
+    width: int = size(32)
     depth: int = size(4)
     num_draws: int = size(8)
     num_frequencies: int = size(4)

@@ -26,6 +26,15 @@ def environments() -> dict[str, tuple[int, int]]:
     return _BUILT_IN | _playground.TASKS | _brax.TASKS
 
 
+def family(name: str) -> str:
+    """Where the environment called `name` comes from."""
+    if name in _playground.TASKS:
+        return "MuJoCo Playground (DMControl)"
+    if name in _brax.TASKS:
+        return "Brax"
+    return "built in"
+
+
 def load(config: EnvConfig) -> Episodes:
     """Loads the environment that `config` names and checks that it can be trained on.
 
@@ -80,7 +89,8 @@ def _load(config: EnvConfig, platform: str) -> Episodes:
     # The environments of MuJoCo Playground and Brax run their physics to find their sizes out.
     sizes = environments().get(str(config)) or (env.observation_size, env.action_size)
     episode_length = config.episode_length or int(getattr(env, "episode_length", 1000))
-    return Episodes(_ById(env), *sizes, episode_length, config.training_length or episode_length, config.action_repeat)
+    training_length = min(config.training_length or episode_length, episode_length)
+    return Episodes(_ById(env), *sizes, episode_length, training_length, config.action_repeat)
 
 
 class _ById:

@@ -55,6 +55,10 @@ class AbstractLearner(eqx.Module, Generic[Memory]):
         """A fresh memory, whose encoder is close to N(0, I) whatever the observation."""
 
     @abc.abstractmethod
+    def restart(self, memory: Memory, key: RandomKey) -> Memory:
+        """The memory to begin the next stage with: a fresh encoder, and what the change of decoder does not invalidate."""
+
+    @abc.abstractmethod
     def encoder(self, memory: Memory) -> AbstractEncoder:
         """The encoder that acts."""
 

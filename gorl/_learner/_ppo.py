@@ -49,6 +49,9 @@ class PPO(AbstractLearner[PPOMemory]):
     - `num_unrolls`: unrolls in one iteration.
     - `num_minibatches`, `num_epochs`: how the steps of one iteration are learned from.
     - `policy_width`, `policy_depth`, `value_width`, `value_depth`: hidden layers.
+    - `keep_value`: keep the value network, and the statistics that its inputs are normalised with, from stage to stage.
+        The paper does not. But values belong to states, not to latents, and a stage begins with the behaviour that the
+        last one ended with, so they still hold; a fresh value network lets a good policy drift until it has learned.
     - `learning_rate`: Adam's.
     - `max_gradient_norm`: gradients of a greater global norm are scaled down to it.
     - `discount`, `gae_lambda`: γ and λ.
@@ -72,6 +75,7 @@ class PPO(AbstractLearner[PPOMemory]):
     policy_depth: int = size(4)
     value_width: int = size(256)
     value_depth: int = size(5)
+    keep_value: bool = eqx.field(static=True, default=False)
     learning_rate: Real = real(1e-3, above=0)
     max_gradient_norm: Real = real(1.0, above=0)
     discount: Real = real(0.995, at_least=0, at_most=1)
@@ -86,8 +90,14 @@ class PPO(AbstractLearner[PPOMemory]):
         encoder_key, value_key = jax.random.split(key)
         encoder = GaussianEncoder.init(observation_size, latent_size, self.policy_width, self.policy_depth, encoder_key)
         value = perceptron(observation_size, 1, self.value_width, self.value_depth, key=value_key)
-        networks = (encoder.network, value)
-        return PPOMemory(encoder, value, self._optimiser().init(eqx.filter(networks, eqx.is_inexact_array)))
+        return self._begin(encoder, value)
+
+    def restart(self, memory: PPOMemory, key: RandomKey) -> PPOMemory:
+        network = memory.encoder.network
+        fresh = self.init(int(network.in_size), int(network.out_size) // 2, key)
+        if not self.keep_value:
+            return fresh
+        return self._begin(GaussianEncoder(fresh.encoder.network, memory.encoder.statistics), memory.value)
 
     def encoder(self, memory: PPOMemory) -> GaussianEncoder:
         return memory.encoder
@@ -121,6 +131,9 @@ class PPO(AbstractLearner[PPOMemory]):
 
         memory, metrics = jax.lax.scan(epoch, memory, jax.random.split(key, self.num_epochs))
         return memory, {name: jnp.mean(figures) for name, figures in metrics.items()}
+
+    def _begin(self, encoder: GaussianEncoder, value: eqx.nn.MLP) -> PPOMemory:
+        return PPOMemory(encoder, value, self._optimiser().init((encoder.network, value)))
 
     def _optimiser(self) -> optax.GradientTransformation:
         return optax.chain(

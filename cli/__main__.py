@@ -1,0 +1,5 @@
+"""`python -m gorl_cli`."""
+
+from ._app import main
+
+main()

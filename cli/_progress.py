@@ -1,0 +1,125 @@
+"""What is seen while a run goes on: a live bar in a terminal, plain lines anywhere else."""
+
+import time
+from types import TracebackType
+
+import gorl
+import numpy as np
+import rich.console
+import rich.progress
+
+_DOING = {
+    gorl.Phase.LEARN: "learning",
+    gorl.Phase.EVALUATE: "evaluating",
+    gorl.Phase.REFINE: "refining the decoder",
+}
+_COMPILING = "compiling, once, for about a minute"
+
+
+class Progress:
+    """Follows a run from chunk to chunk.
+
+    **Arguments:**
+
+    - `config`: what is being trained.
+    - `seeds`: how many seeds train side by side.
+    """
+
+    def __init__(self, config: gorl.Config, seeds: int):
+        self._config = config
+        self._seeds = seeds
+        self._phases = [gorl.Phase(int(phase)) for phase in gorl.schedule(config).phase]
+        self._iterations = sum(config.stage_iterations)
+        self._seconds: dict[gorl.Phase, list[float]] = {phase: [] for phase in gorl.Phase}
+        self._return = float("nan")
+        self._console = rich.console.Console(highlight=False)
+        self._bar = rich.progress.Progress(
+            rich.progress.SpinnerColumn(),
+            rich.progress.TextColumn("stage {task.fields[stage]}/{task.fields[stages]}"),
+            rich.progress.BarColumn(bar_width=24),
+            rich.progress.TextColumn("{task.fields[figures]}"),
+            rich.progress.TextColumn("[dim]{task.description}"),
+            console=self._console,
+            transient=True,
+            disable=not self._console.is_terminal,
+        )
+
+    def __enter__(self) -> "Progress":
+        config = self._config
+        self._say(
+            f"{config.env}: {self._seeds} seed{'s' * (self._seeds > 1)}, {config.num_stages} stage"
+            f"{'s' * (config.num_stages > 1)}, {self._iterations * config.steps_per_iteration:,} env steps per seed"
+        )
+        if not self._console.is_terminal:
+            self._say(_COMPILING)
+        self._bar.start()
+        self._task = self._bar.add_task(
+            _COMPILING, total=len(self._phases), stage=1, stages=config.num_stages, figures=""
+        )
+        self._last = time.monotonic()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def advance(self, chunk: gorl.Chunk, state: gorl.TrainState) -> None:
+        """Takes note that a chunk is done, and shows where the run is."""
+        now = time.monotonic()
+        phase, position = gorl.Phase(int(chunk.phase)), int(chunk.position)
+        if position > 0:  # the first one compiles
+            self._seconds[phase].append(now - self._last)
+        self._last = now
+        if phase == gorl.Phase.EVALUATE and not chunk.is_final:
+            self._return = float(np.mean(state.returns[:, int(chunk.evaluation)]))
+            self._say(f"stage {int(chunk.stage) + 1}/{self._config.num_stages}  {self._figures(chunk)}", in_terminal=False)
+        if phase == gorl.Phase.REFINE:
+            fit = state.fits
+            stage = int(chunk.stage)
+            self._say(
+                f"stage {stage + 1}/{self._config.num_stages}  decoder refined in {now - self._started(phase):.0f} s, "
+                f"{np.mean(fit.num_epochs[:, stage]):.0f} epochs, held-out loss {np.mean(fit.heldout_loss[:, stage]):.3f}"
+            )
+        following = self._phases[position + 1] if position + 1 < len(self._phases) else None
+        self._bar.update(
+            self._task,
+            completed=position + 1,
+            stage=int(chunk.stage) + 1,
+            figures=self._figures(chunk),
+            description=_DOING[following] if following is not None else "done",
+        )
+
+    def _figures(self, chunk: gorl.Chunk) -> str:
+        steps = int(chunk.iterations) * self._config.steps_per_iteration
+        parts = [f"{steps:>11,} env steps"]
+        learning = self._seconds[gorl.Phase.LEARN][-20:]
+        if learning:
+            rate = self._seeds * self._config.steps_per_iteration * len(learning) / sum(learning)
+            parts.append(f"{rate:>9,.0f} steps/s")
+        if np.isfinite(self._return):
+            parts.append(f"return {self._return:>7.1f}")
+        if learning:
+            parts.append(f"{_clock(self._time_left(int(chunk.position)))} left")
+        return "  ".join(parts)
+
+    def _time_left(self, position: int) -> float:
+        """From what the latest chunks of each phase took. A phase that has not been seen yet counts as nothing."""
+        left = 0.0
+        for phase in self._phases[position + 1 :]:
+            latest = self._seconds[phase][-20:]
+            left += sum(latest) / len(latest) if latest else 0.0
+        return left
+
+    def _started(self, phase: gorl.Phase) -> float:
+        return self._last - self._seconds[phase][-1]
+
+    def _say(self, line: str, in_terminal: bool = True) -> None:
+        if in_terminal or not self._console.is_terminal:
+            self._console.print(line, soft_wrap=True)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes:02d}:{rest:02d}"

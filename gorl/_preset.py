@@ -1,0 +1,100 @@
+"""Configs to start from."""
+
+from typing import Any
+
+from ._config import Config
+from ._env import EnvConfig
+from ._errors import unknown_name
+from ._hyperparameters import replace
+
+# What the public GoRL code (and MuJoCo Playground's own PPO settings) change for single tasks at the paper's scale.
+_PAPER: dict[str, dict[str, Any]] = {
+    "BallInCup": {"learner.discount": 0.95},
+    "FingerSpin": {"learner.discount": 0.95},
+    "PendulumSwingup": {"env.action_repeat": 4, "learner.num_epochs": 4},
+}
+
+# Minutes on two cores instead of hours on a GPU: small networks and batches, and training episodes that are cut short, so
+# that a small budget sees many start states.
+_LAPTOP: dict[str, Any] = {
+    "env.training_length": 200,
+    "learner.num_envs": 512,
+    "learner.unroll_length": 16,
+    "learner.num_unrolls": 1,
+    "learner.num_minibatches": 8,
+    "learner.num_epochs": 4,
+    "learner.policy_width": 64,
+    "learner.policy_depth": 2,
+    "learner.value_width": 64,
+    "learner.value_depth": 2,
+    "learner.keep_value": True,
+    "learner.learning_rate": 2e-3,
+    "learner.discount": 0.97,
+    "learner.latent_cost": 1e-3,
+    "decoder.width": 64,
+    "decoder.depth": 2,
+    "decoder.num_draws": 2,
+    "refinement.stride": 10,
+    "refinement.batch_size": 1024,
+    "refinement.num_epochs": 20,
+    "refinement.learning_rate": 2e-3,
+    "stage_steps": (2_000_000, 2_000_000),
+    "evaluation_interval": 250_000,
+}
+
+_LAPTOP_TASKS: dict[str, dict[str, Any]] = {
+    "MultiGoal": {"refinement.stride": 1, "stage_steps": (300_000, 300_000), "evaluation_interval": 50_000},
+    "PointMass": {"stage_steps": (800_000, 400_000), "evaluation_interval": 100_000},
+}
+
+_SCALES = ("laptop", "paper")
+
+
+def preset(env: Any, scale: str = "laptop") -> Config:
+    """A config to start from.
+
+    **Arguments:**
+
+    - `env`: the name of an environment, an `EnvConfig`, or an environment itself.
+    - `scale`: `"laptop"` for minutes on two CPU cores, `"paper"` for the schedule and the values of the GoRL paper (on a
+        GPU).
+
+    **Raises:**
+
+    `gorl.InputError` for an unknown name.
+    """
+    if scale not in _SCALES:
+        raise unknown_name("scale", scale, _SCALES)
+    config = Config(env=env)
+    name = str(config.env)
+    changes = _PAPER.get(name, {}) if scale == "paper" else _LAPTOP | _LAPTOP_TASKS.get(name, {})
+    # What the caller said of the environment goes before what the preset says of it.
+    said = {f"env.{key}" for key in ("training_length", "action_repeat") if getattr(config.env, key) != getattr(EnvConfig(), key)}
+    changes = {key: value for key, value in changes.items() if key not in said}
+    return replace(config, changes)
+
+
+def reschedule(config: Config, *, total_steps: int | None = None, num_stages: int | None = None) -> Config:
+    """`config` with its stages stretched to another total of steps, or divided into another number of stages.
+
+    **Arguments:**
+
+    - `config`: the config, whose stages say how steps are shared out.
+    - `total_steps`: environment steps of all stages together; `None` for as many as now.
+    - `num_stages`: how many stages; beyond those of the config, more are shared out like its last.
+
+    **Returns:**
+
+    The changed config; evaluations are spread out like the steps.
+
+    **Raises:**
+
+    `gorl.InputError` if a stage would be shorter than an iteration.
+    """
+    now = sum(config.stage_steps)
+    total = now if total_steps is None else total_steps
+    count = config.num_stages if num_stages is None else num_stages
+    shares = (config.stage_steps + (config.stage_steps[-1],) * count)[: max(count, 0)]
+    stages = tuple(total * share // sum(shares) for share in shares)
+    interval = max(1, config.evaluation_interval * max(total, 1) // now)
+    return replace(config, {"stage_steps": stages, "evaluation_interval": interval})

@@ -1,0 +1,126 @@
+"""What several test files share: a config that trains in a second, an environment that counts, a compilation counter."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jaxtyping
+import pytest
+
+import gorl
+
+
+class CountingState(eqx.Module):
+    obs: jax.Array  # where the episode started, and the steps since
+    reward: jax.Array
+    done: jax.Array
+
+
+class Counting(eqx.Module):
+    """Counts its steps and pays the number of each, so that every return says exactly which steps it is made of."""
+
+    terminates_at: int = 1_000_000
+    episode_length: int = 10
+
+    @property
+    def observation_size(self):
+        return 2
+
+    @property
+    def action_size(self):
+        return 1
+
+    def reset(self, key):
+        return CountingState(jnp.stack([jax.random.uniform(key), 0.0]), jnp.zeros(()), jnp.zeros(()))
+
+    def step(self, state, action):
+        start, count = state.obs[0], state.obs[1] + 1
+        return CountingState(jnp.stack([start, count]), count, (count >= self.terminates_at).astype(jnp.float32))
+
+
+@pytest.fixture(scope="session")
+def counting():
+    """The class of an environment in which everything that an episode should do can be counted by hand."""
+    return Counting
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """Two stages of five iterations on the built-in environment: compiling it takes far longer than running it."""
+    return gorl.Config(
+        env=gorl.EnvConfig("MultiGoal", episode_length=10),
+        learner=gorl.PPO(
+            num_envs=16,
+            unroll_length=5,
+            num_unrolls=2,
+            num_minibatches=2,
+            num_epochs=2,
+            policy_width=8,
+            policy_depth=1,
+            value_width=8,
+            value_depth=1,
+            reward_scale=1.0,
+        ),
+        decoder=gorl.FlowMatching(width=8, depth=1, num_steps=2),
+        refinement=gorl.Refinement(num_episodes=8, num_heldout=2, batch_size=20, num_epochs=3),
+        stage_steps=(800, 800),
+        evaluation_interval=320,
+        evaluation_episodes=4,
+    )
+
+
+@pytest.fixture(scope="session")
+def make_policy():
+    """Makes a policy with random weights large enough that what it does depends on what it sees."""
+
+    def make(env_size, action_size, *, fitted=True, seed=0):
+        encoder_key, decoder_key, noise_key = jax.random.split(jax.random.key(seed), 3)
+        learner = gorl.PPO(policy_width=16, policy_depth=2)
+        statistics = gorl.RunningStatistics.of(jax.random.normal(noise_key, (100, env_size)))
+        encoder = learner.encoder(learner.init(env_size, action_size, encoder_key))
+        decoder = gorl.FlowMatching(width=16, depth=2).init(statistics, action_size, decoder_key)
+        networks = (encoder.network, decoder.network)
+        networks = jax.tree.map(lambda weights: weights + 0.3 * jax.random.normal(noise_key, weights.shape), networks)
+        encoder, decoder = eqx.tree_at(lambda pair: (pair[0].network, pair[1].network), (encoder, decoder), networks)
+        return gorl.Policy(encoder, gorl.StagedDecoder(decoder, jnp.asarray(fitted)), env_size, action_size)
+
+    return make
+
+
+@pytest.fixture
+def unchecked():
+    """Lets values of the wrong type through to the library, as they come when nobody checks types at run time."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture
+def compilations():
+    """A list that grows by one whenever XLA compiles something."""
+    seen = []
+
+    def listen(event, duration, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            seen.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield seen
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
+@pytest.fixture(scope="session")
+def assert_same():
+    """Asserts that two pytrees of arrays are equal bit for bit, or within a tolerance; random keys are compared too."""
+
+    def plain(leaf):
+        is_key = isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        return jax.random.key_data(leaf) if is_key else leaf
+
+    def check(one, other, rtol=0.0, atol=0.0):
+        one, other = (jax.tree.map(plain, eqx.filter(tree, eqx.is_array)) for tree in (one, other))
+        assert jax.tree.structure(one) == jax.tree.structure(other)
+        for (path, left), right in zip(jax.tree_util.tree_leaves_with_path(one), jax.tree.leaves(other), strict=True):
+            equal = jnp.allclose(left, right, rtol, atol, equal_nan=True)
+            assert equal, f"{jax.tree_util.keystr(path)}: {left} is not {right}"
+
+    return check
