@@ -51,7 +51,9 @@ def train(
     seed: Annotated[int, typer.Option(help="The first seed.")] = 0,
     steps: Annotated[str | None, typer.Option(help="Environment steps per seed, over all stages, such as 2e6.")] = None,
     stages: Annotated[int | None, typer.Option(help="How many stages the steps are shared out over.")] = None,
-    out: Annotated[pathlib.Path | None, typer.Option(help="The run's directory; by default a new one in runs/.")] = None,
+    out: Annotated[
+        pathlib.Path | None, typer.Option(help="The run's directory; by default a new one in runs/.")
+    ] = None,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="FIELD=VALUE", help="Set a field of the config: learner.learning_rate=3e-4."),
@@ -64,7 +66,9 @@ def train(
 
 
 @app.command()
-def envs(filter_: Annotated[str, typer.Argument(metavar="[FILTER]", help="Only names that contain this.")] = "") -> None:
+def envs(
+    filter_: Annotated[str, typer.Argument(metavar="[FILTER]", help="Only names that contain this.")] = "",
+) -> None:
     """List what can be trained on, with the sizes of observations and actions."""
     import gorl
 

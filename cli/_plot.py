@@ -2,11 +2,12 @@
 
 import io
 
-import gorl
 import matplotlib
 import matplotlib.figure
 import matplotlib.ticker
 import numpy as np
+
+import gorl
 
 # The blue of Okabe and Ito's palette, which colour-blind people can tell from its neighbours.
 _BLUE = "#0072B2"
@@ -40,7 +41,7 @@ def learning_curve(title: str, curve: gorl.Curve) -> bytes:
         if stage > 0:
             axes.axvline(steps[0], color="0.4", linewidth=1, linestyle=":")
         axes.annotate(
-            f"stage {stage + 1}",
+            f"stage {stage}",
             (steps[0], 1.0),
             xycoords=("data", "axes fraction"),
             xytext=(4, -4),

@@ -3,10 +3,11 @@
 import time
 from types import TracebackType
 
-import gorl
 import numpy as np
 import rich.console
 import rich.progress
+
+import gorl
 
 _DOING = {
     gorl.Phase.LEARN: "learning",
@@ -35,7 +36,7 @@ class Progress:
         self._console = rich.console.Console(highlight=False)
         self._bar = rich.progress.Progress(
             rich.progress.SpinnerColumn(),
-            rich.progress.TextColumn("stage {task.fields[stage]}/{task.fields[stages]}"),
+            rich.progress.TextColumn("stage {task.fields[stage]} of {task.fields[stages]}"),
             rich.progress.BarColumn(bar_width=24),
             rich.progress.TextColumn("{task.fields[figures]}"),
             rich.progress.TextColumn("[dim]{task.description}"),
@@ -54,7 +55,7 @@ class Progress:
             self._say(_COMPILING)
         self._bar.start()
         self._task = self._bar.add_task(
-            _COMPILING, total=len(self._phases), stage=1, stages=config.num_stages, figures=""
+            _COMPILING, total=len(self._phases), stage=0, stages=config.num_stages, figures=""
         )
         self._last = time.monotonic()
         return self
@@ -73,19 +74,20 @@ class Progress:
         self._last = now
         if phase == gorl.Phase.EVALUATE and not chunk.is_final:
             self._return = float(np.mean(state.returns[:, int(chunk.evaluation)]))
-            self._say(f"stage {int(chunk.stage) + 1}/{self._config.num_stages}  {self._figures(chunk)}", in_terminal=False)
+            self._say(f"stage {int(chunk.stage)}  {self._figures(chunk)}", in_terminal=False)
         if phase == gorl.Phase.REFINE:
             fit = state.fits
             stage = int(chunk.stage)
             self._say(
-                f"stage {stage + 1}/{self._config.num_stages}  decoder refined in {now - self._started(phase):.0f} s, "
-                f"{np.mean(fit.num_epochs[:, stage]):.0f} epochs, held-out loss {np.mean(fit.heldout_loss[:, stage]):.3f}"
+                f"stage {stage}  decoder refined in {self._seconds[phase][-1]:.0f} s, "
+                f"{np.mean(fit.num_epochs[:, stage]):.0f} epochs, "
+                f"held-out loss {np.mean(fit.heldout_loss[:, stage]):.3f}"
             )
         following = self._phases[position + 1] if position + 1 < len(self._phases) else None
         self._bar.update(
             self._task,
             completed=position + 1,
-            stage=int(chunk.stage) + 1,
+            stage=int(chunk.stage),
             figures=self._figures(chunk),
             description=_DOING[following] if following is not None else "done",
         )
@@ -110,9 +112,6 @@ class Progress:
             latest = self._seconds[phase][-20:]
             left += sum(latest) / len(latest) if latest else 0.0
         return left
-
-    def _started(self, phase: gorl.Phase) -> float:
-        return self._last - self._seconds[phase][-1]
 
     def _say(self, line: str, in_terminal: bool = True) -> None:
         if in_terminal or not self._console.is_terminal:

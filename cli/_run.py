@@ -9,10 +9,11 @@ import pathlib
 import time
 from importlib.metadata import version
 
-import gorl
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+import gorl
 
 from ._plot import learning_curve
 from ._progress import Progress
@@ -78,7 +79,9 @@ def _check_directory(directory: pathlib.Path) -> None:
     while not existing.exists():
         existing = existing.parent
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        raise gorl.InputError(f"--out {directory} cannot be written, because {existing} cannot: give another directory.")
+        raise gorl.InputError(
+            f"--out {directory} cannot be written, because {existing} cannot: give another directory."
+        )
 
 
 def _rows(

@@ -2,10 +2,11 @@
 
 import pathlib
 
-import gorl
 import numpy as np
 import rich.console
 import rich.table
+
+import gorl
 
 
 def environment_table(found: dict[str, tuple[int, int]]) -> None:
@@ -34,7 +35,7 @@ def summary(
         refined = stage + 1 < config.num_stages
         first, best = returns[here][0], returns[here].max()
         table.add_row(
-            str(stage + 1),
+            str(stage),
             f"{env_steps[here][-1] - env_steps[here][0]:,}",
             f"{first:.1f}",
             f"{best:.1f}",
@@ -51,4 +52,6 @@ def summary(
         f" (seeds from {first_seed}: {of_seeds})",
         soft_wrap=True,
     )
-    console.print(f"{wall_seconds:.0f} s in all; curve.png, curve.csv and policies.eqx are in {directory}", soft_wrap=True)
+    console.print(
+        f"{wall_seconds:.0f} s in all; curve.png, curve.csv and policies.eqx are in {directory}", soft_wrap=True
+    )

@@ -11,30 +11,30 @@ from ._decoder import (
 from ._env import (
     EnvConfig as EnvConfig,
     Environment as Environment,
+    MultiGoal as MultiGoal,
     environments as environments,
     family as family,
-    MultiGoal as MultiGoal,
 )
 from ._errors import InputError as InputError
 from ._evaluation import evaluate as evaluate
 from ._hyperparameters import parse as parse, replace as replace, whole_number as whole_number
 from ._learner import (
+    PPO as PPO,
     AbstractEncoder as AbstractEncoder,
     AbstractLearner as AbstractLearner,
     Experience as Experience,
     GaussianEncoder as GaussianEncoder,
-    PPO as PPO,
 )
 from ._policy import Policy as Policy, StagedDecoder as StagedDecoder
 from ._preset import preset as preset, reschedule as reschedule
-from ._regression import Fit as Fit, fit_decoder as fit_decoder, Refinement as Refinement
+from ._regression import Fit as Fit, Refinement as Refinement, fit_decoder as fit_decoder
 from ._schedule import Chunk as Chunk, Phase as Phase, schedule as schedule
 from ._statistics import RunningStatistics as RunningStatistics
 from ._train import (
     Curve as Curve,
+    Result as Result,
+    TrainState as TrainState,
     finish as finish,
     iterate as iterate,
-    Result as Result,
     train as train,
-    TrainState as TrainState,
 )

@@ -18,8 +18,8 @@ def generalised_advantage(
 ) -> tuple[Float[Array, "time *batch"], Float[Array, "time *batch"]]:
     """The advantages and the value targets of a stretch of experience.
 
-    After a terminal step nothing more is earned. At a truncated step (the time limit) the episode would have gone on, but
-    the state it would have gone on to has been replaced by a start state: such a step has no advantage, its target
+    After a terminal step nothing more is earned. At a truncated step (the time limit) the episode would have gone on,
+    but the state it would have gone on to has been replaced by a start state: such a step has no advantage, its target
     is the value itself, and the steps before it look no further than its value.
 
     **Arguments:**
@@ -35,7 +35,8 @@ def generalised_advantage(
 
     ??? cite "Reference"
 
-        Schulman et al. (2016), *High-Dimensional Continuous Control Using Generalized Advantage Estimation*, equation (16).
+        Schulman et al. (2016), *High-Dimensional Continuous Control Using Generalized Advantage Estimation*, equation
+        (16).
     """
     goes_on = 1.0 - terminated
     counts = 1.0 - truncated

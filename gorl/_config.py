@@ -22,9 +22,9 @@ def _env_config(env: Any) -> EnvConfig:
 class Config(eqx.Module):
     """Everything that decides a run but its random key.
 
-    A value: it prints, compares and goes through JSON exactly. Numbers that decide no shape are pytree leaves, so a batch
-    of them can be trained in one `vmap`; the others are static. `gorl.replace(config, {"learner.clip": 0.1})` changes
-    it.
+    A value: it prints, compares and goes through JSON exactly. Numbers that decide no shape are pytree leaves, so a
+    batch of them can be trained in one `vmap`; the others are static. `gorl.replace(config, {"learner.clip": 0.1})`
+    changes it.
 
     **Arguments:**
 
@@ -69,8 +69,8 @@ class Config(eqx.Module):
         for steps in self.stage_steps:
             if steps < self.steps_per_iteration:
                 raise InputError(
-                    f"a stage of {steps:,} steps is shorter than one iteration, which takes {self.steps_per_iteration:,}:"
-                    " give more steps, fewer stages, or a smaller iteration (learner.num_envs, learner.num_unrolls)."
+                    f"a stage of {steps:,} steps is shorter than one iteration, which takes "
+                    f"{self.steps_per_iteration:,}: give more steps, fewer stages, or a smaller iteration (learner.num_envs, learner.num_unrolls)."
                 )
         if self.num_stages > 1 and isinstance(self.decoder, Identity):
             raise InputError("the identity decoder cannot be refined: give it one stage, or another decoder.")

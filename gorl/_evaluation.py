@@ -46,8 +46,8 @@ def evaluate(
     sizes = (episodes.observation_size, episodes.action_size)
     if policy_sizes != sizes:
         raise InputError(
-            f"this policy was made for observations and actions of sizes {policy_sizes}, and those of {config} are {sizes}:"
-            " give the environment that it was trained on."
+            f"this policy was made for observations and actions of sizes {policy_sizes}, and those of {config} are "
+            f"{sizes}: give the environment that it was trained on."
         )
     return _evaluate(episodes, policy, key, num_episodes, stochastic)
 

@@ -100,7 +100,7 @@ def check_ranges(group: eqx.Module, prefix: str = "") -> None:
 
 
 def _check_range(allowed: Range, name: str, value: Any) -> None:
-    if isinstance(value, jax.core.Tracer):
+    if isinstance(value, jax.core.Tracer):  # pyright: ignore[reportAttributeAccessIssue]
         return
     try:
         array = np.asarray(value)

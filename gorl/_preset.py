@@ -14,8 +14,8 @@ _PAPER: dict[str, dict[str, Any]] = {
     "PendulumSwingup": {"env.action_repeat": 4, "learner.num_epochs": 4},
 }
 
-# Minutes on two cores instead of hours on a GPU: small networks and batches, and training episodes that are cut short, so
-# that a small budget sees many start states.
+# Minutes on two cores instead of hours on a GPU: small networks and batches, and training episodes that are cut short,
+# so that a small budget sees many start states.
 _LAPTOP: dict[str, Any] = {
     "env.training_length": 200,
     "learner.num_envs": 512,
@@ -56,8 +56,8 @@ def preset(env: Any, scale: str = "laptop") -> Config:
     **Arguments:**
 
     - `env`: the name of an environment, an `EnvConfig`, or an environment itself.
-    - `scale`: `"laptop"` for minutes on two CPU cores, `"paper"` for the schedule and the values of the GoRL paper (on a
-        GPU).
+    - `scale`: `"laptop"` for minutes on two CPU cores, `"paper"` for the schedule and the values of the GoRL paper (on
+        a GPU).
 
     **Raises:**
 
@@ -69,7 +69,11 @@ def preset(env: Any, scale: str = "laptop") -> Config:
     name = str(config.env)
     changes = _PAPER.get(name, {}) if scale == "paper" else _LAPTOP | _LAPTOP_TASKS.get(name, {})
     # What the caller said of the environment goes before what the preset says of it.
-    said = {f"env.{key}" for key in ("training_length", "action_repeat") if getattr(config.env, key) != getattr(EnvConfig(), key)}
+    said = {
+        f"env.{key}"
+        for key in ("training_length", "action_repeat")
+        if getattr(config.env, key) != getattr(EnvConfig(), key)
+    }
     changes = {key: value for key, value in changes.items() if key not in said}
     return replace(config, changes)
 

@@ -52,8 +52,8 @@ class Refinement(eqx.Module):
         num_pairs = (self.num_episodes - self.num_heldout) * (num_steps // self.stride)
         if self.batch_size > num_pairs:
             raise InputError(
-                f"refinement.batch_size = {self.batch_size} is more than the {num_pairs} pairs there are to fit: choose "
-                "a smaller batch, more episodes or a smaller stride."
+                f"refinement.batch_size = {self.batch_size} is more than the {num_pairs} pairs there are to fit: "
+                "choose a smaller batch, more episodes or a smaller stride."
             )
 
 
@@ -84,8 +84,8 @@ def fit_decoder(
 ) -> tuple[AbstractDecoder, Fit]:
     """Fits a decoder to pairs of observation and action, and keeps the one that does best on the episodes held out.
 
-    Whole episodes are held out, not single pairs: neighbours in time are too alike to test each other. The held-out loss
-    always meets the same noise, so that epochs are compared on the same terms.
+    Whole episodes are held out, not single pairs: neighbours in time are too alike to test each other. The held-out
+    loss always meets the same noise, so that epochs are compared on the same terms.
 
     **Arguments:**
 

@@ -84,9 +84,7 @@ def demonstrate(
     """
     rollout_key, choice_key = jax.random.split(key)
     num_unrolls = -(-episodes.num_steps // unroll_length)
-    _, experience = rollout(
-        episodes, policy, episodes.none(num_episodes), num_unrolls, unroll_length, rollout_key
-    )
+    _, experience = rollout(episodes, policy, episodes.none(num_episodes), num_unrolls, unroll_length, rollout_key)
     first = stride * jnp.arange(episodes.num_steps // stride)
     chosen = first + jax.random.randint(choice_key, (num_episodes, first.size), 0, stride)
     environment = jnp.arange(num_episodes)[:, None]

@@ -1,7 +1,8 @@
 """The schedule of a run: which chunk of work follows which.
 
-It is made on the host from the config alone, and handed to the scan as its inputs. It must not live in the carried state:
-there `vmap` over seeds would give it a batch axis, and a branch on it would become a select that runs every branch.
+It is made on the host from the config alone, and handed to the scan as its inputs. It must not live in the carried
+state: there `vmap` over seeds would give it a batch axis, and a branch on it would become a select that runs every
+branch.
 """
 
 import enum
@@ -30,7 +31,9 @@ class Chunk(eqx.Module):
     stage: Int[Array | np.ndarray, "*chunks"]
     iterations: Int[Array | np.ndarray, "*chunks"]  # of the learner, since the run began, when this chunk ends
     evaluation: Int[Array | np.ndarray, "*chunks"]  # evaluations before this chunk
-    is_final: Bool[Array | np.ndarray, "*chunks"]  # an evaluation of the kept policy, rather than of the one being trained
+    is_final: Bool[
+        Array | np.ndarray, "*chunks"
+    ]  # an evaluation of the kept policy, rather than of the one being trained
 
     def __len__(self) -> int:
         return len(self.position)
@@ -47,8 +50,8 @@ class Chunk(eqx.Module):
 def schedule(config: Config) -> Chunk:
     """The chunks of a run, stacked.
 
-    Every stage is evaluated when it begins, at the config's interval, and when it ends. Every stage but the last ends with
-    a refinement. The run ends with an evaluation of the kept policy on fresh episodes.
+    Every stage is evaluated when it begins, at the config's interval, and when it ends. Every stage but the last ends
+    with a refinement. The run ends with an evaluation of the kept policy on fresh episodes.
     """
     rows: list[tuple[Phase, int, int, int, bool]] = []
     iterations = evaluations = 0
@@ -70,7 +73,10 @@ def schedule(config: Config) -> Chunk:
     evaluate(config.num_stages - 1, is_final=True)
     phase, stage, iteration, evaluation, is_final = zip(*rows, strict=True)
     return Chunk(
-        np.arange(len(rows), dtype=np.int32),
-        *(np.asarray(column, np.int32) for column in (phase, stage, iteration, evaluation)),
-        np.asarray(is_final),
+        position=np.arange(len(rows), dtype=np.int32),
+        phase=np.asarray(phase, np.int32),
+        stage=np.asarray(stage, np.int32),
+        iterations=np.asarray(iteration, np.int32),
+        evaluation=np.asarray(evaluation, np.int32),
+        is_final=np.asarray(is_final),
     )

@@ -1,7 +1,7 @@
 """The stage loop: the one page that explains the whole system.
 
-A run is a sequence of chunks, see `gorl.schedule`: iterations of the learner, evaluations and refinements. `train` is one
-`lax.scan` over them; `iterate` is a Python loop over the same chunks.
+A run is a sequence of chunks, see `gorl.schedule`: iterations of the learner, evaluations and refinements. `train` is
+one `lax.scan` over them; `iterate` is a Python loop over the same chunks.
 """
 
 import functools
@@ -123,8 +123,8 @@ def iterate(config: Config, start: RandomKey | TrainState) -> Iterator[tuple[Chu
     **Arguments:**
 
     - `config`: what the run is.
-    - `start`: a key from `jax.random.key`, or several (`jax.random.split(key, 8)`) for a run over seeds in one `vmap`; or
-        a state to continue from.
+    - `start`: a key from `jax.random.key`, or several (`jax.random.split(key, 8)`) for a run over seeds in one `vmap`;
+        or a state to continue from.
 
     **Returns:**
 
@@ -222,12 +222,14 @@ def _evaluate(config: Config, state: TrainState, chunk: Chunk, key: RandomKey) -
     best = _where(is_better, Best(mean_return, current), state.best)
     metrics = {name: state.metrics[name].at[chunk.evaluation].set(state.latest_metrics[name]) for name in state.metrics}
     return eqx.tree_at(
-        lambda s: (s.best, s.returns, s.metrics), state, (best, state.returns.at[chunk.evaluation].set(returns), metrics)
+        lambda s: (s.best, s.returns, s.metrics),
+        state,
+        (best, state.returns.at[chunk.evaluation].set(returns), metrics),
     )
 
 
 def _refine(config: Config, state: TrainState, chunk: Chunk, key: RandomKey) -> TrainState:
-    """Ends a stage: a fresh decoder is fitted to what the best encoder does, and a fresh encoder starts on top of it."""
+    """Ends a stage: a fresh decoder is fitted to what the best encoder does, and a fresh encoder starts on it."""
     data_key, decoder_key, fit_key, memory_key = jax.random.split(key, 4)
     episodes = load(config.env)
     policy = _policy(config, state.best.encoder, state.decoder, chunk.stage > 0)

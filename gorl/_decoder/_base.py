@@ -10,7 +10,8 @@ from .._types import RandomKey
 
 
 class AbstractDecoder(eqx.Module):
-    """A conditional generative model of actions: given an observation, it carries N(0, I) to the actions it was fitted to.
+    """A conditional generative model of actions: given an observation, it carries N(0, I) to the actions it was fitted
+    to.
 
     Both methods are unbatched; `vmap` outside. The actions here are the ones before `tanh`.
     """
@@ -29,7 +30,7 @@ class AbstractDecoder(eqx.Module):
 
 
 class AbstractDecoderConfig(eqx.Module):
-    """The hyperparameters of a kind of decoder. A new kind is one file with a subclass of this and of `AbstractDecoder`."""
+    """The hyperparameters of a kind of decoder. A new kind is a file with a subclass of this and of `AbstractDecoder`."""
 
     @abc.abstractmethod
     def init(self, statistics: RunningStatistics, action_size: int, key: RandomKey) -> AbstractDecoder:

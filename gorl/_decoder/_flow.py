@@ -119,7 +119,9 @@ def _solver_name(solver: str | diffrax.AbstractSolver) -> str:
     if isinstance(solver, str):
         return solver
     if solver != type(solver)():
-        raise InputError(f"a solver with options of its own cannot be written to a file: give {type(solver).__name__}().")
+        raise InputError(
+            f"a solver with options of its own cannot be written to a file: give {type(solver).__name__}()."
+        )
     return type(solver).__name__
 
 
@@ -182,4 +184,8 @@ def _explicit_solvers() -> dict[str, type[diffrax.AbstractSolver]]:
     """The diffrax solvers that step an ordinary differential equation without solving equations inside, by name."""
     found = [getattr(diffrax, name) for name in dir(diffrax)]
     kinds = (diffrax.Euler, diffrax.AbstractERK)
-    return {kind.__name__: kind for kind in found if isinstance(kind, type) and issubclass(kind, kinds) and kind is not diffrax.AbstractERK}
+    return {
+        kind.__name__: kind
+        for kind in found
+        if isinstance(kind, type) and issubclass(kind, kinds) and kind is not diffrax.AbstractERK
+    }

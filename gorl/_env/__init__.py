@@ -66,12 +66,14 @@ def check_options(config: EnvConfig) -> None:
             raise unknown_name("Brax backend", config.backend, _brax.BACKENDS)
     if config.implementation is not None:
         if not in_playground:
-            raise InputError(f"env.implementation is for MuJoCo Playground's tasks, and {config} is none: leave it out.")
+            raise InputError(
+                f"env.implementation is for MuJoCo Playground's tasks, and {config} is none: leave it out."
+            )
         if config.implementation not in _playground.IMPLEMENTATIONS:
             raise unknown_name("MJX implementation", config.implementation, _playground.IMPLEMENTATIONS)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _load(config: EnvConfig, platform: str) -> Episodes:
     del platform  # part of the cache's key: the physics that suits one device does not suit another
     name = config.name
@@ -132,4 +134,6 @@ def _check(env: Any, name: str) -> None:
                 "out the entries that can be undefined."
             )
         if jnp.shape(seen.reward) != () or jnp.shape(seen.done) != ():
-            raise InputError(f"{name}.{method} must return a scalar reward and a scalar done (vmap is applied outside).")
+            raise InputError(
+                f"{name}.{method} must return a scalar reward and a scalar done (vmap is applied outside)."
+            )

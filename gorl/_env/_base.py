@@ -19,8 +19,8 @@ class Environment(Protocol):
     - `observation_size` and `action_size` are integers.
     - `episode_length` is optional: the number of control steps until the time limit (1000 if there is none).
 
-    A state is any pytree with the attributes `obs` (a vector), `reward` (a scalar) and `done` (a scalar, true or 1 where
-    the episode terminated; running into the time limit is no termination).
+    A state is any pytree with the attributes `obs` (a vector), `reward` (a scalar) and `done` (a scalar, true or 1
+    where the episode terminated; running into the time limit is no termination).
     """
 
     @property
@@ -67,10 +67,10 @@ class EnvConfig(eqx.Module):
     - `training_length`: control steps after which an episode is cut short in training, so that a small budget sees many
         start states; `None` for `episode_length`. A cut is a truncation, which the learner does not take for an end.
     - `action_repeat`: how many control steps each action is held for.
-    - `backend`: the physics of a Brax environment: `"spring"`, `"positional"`, `"generalized"` or `"mjx"`; `None` for the
-        environment's default.
-    - `implementation`: what runs the physics of a MuJoCo Playground task: `"jax"` or `"warp"`; `None` for Warp on a CUDA
-        device and JAX elsewhere.
+    - `backend`: the physics of a Brax environment: `"spring"`, `"positional"`, `"generalized"` or `"mjx"`; `None` for
+        the environment's default.
+    - `implementation`: what runs the physics of a MuJoCo Playground task: `"jax"` or `"warp"`; `None` for Warp on a
+        CUDA device and JAX elsewhere.
     """
 
     name: str | _Instance = eqx.field(static=True, converter=_hold, default="PointMass")

@@ -21,8 +21,8 @@ class MultiGoal(eqx.Module):
 
     The goals stand evenly on the unit circle and episodes start near its centre, so that the best first action is
     multimodal: a Gaussian can commit to one goal only. Each step moves the point by a tenth of the action and pays
-    `exp(-d² / 2w²)`, where `d` is the distance to the nearest goal and `w` the width of a goal; the most that an episode
-    of 50 steps can bring is therefore a little over 40. The task is after the one of the reference.
+    `exp(-d² / 2w²)`, where `d` is the distance to the nearest goal and `w` the width of a goal; the most that an
+    episode of 50 steps can bring is therefore a little over 40. The task is after the one of the reference.
 
     ??? cite "Reference"
 

@@ -44,13 +44,16 @@ def load(config: EnvConfig) -> Any:
     """The MuJoCo Playground environment that `config` names."""
     try:
         from mujoco_playground import dm_control_suite
+
+        from ._quiet import without_model_warnings
     except ImportError as error:
         raise InputError(
             f"{config} is a task of MuJoCo Playground, which cannot be imported ({error}): pip install playground."
         ) from error
     # Warp without a CUDA device steps one world at a time behind a host callback.
     implementation = config.implementation or ("warp" if _has_cuda() else "jax")
-    return dm_control_suite.load(str(config), config_overrides={"impl": implementation})
+    with without_model_warnings():
+        return dm_control_suite.load(str(config), config_overrides={"impl": implementation})
 
 
 def _has_cuda() -> bool:

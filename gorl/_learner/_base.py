@@ -41,8 +41,8 @@ class Experience(eqx.Module):
 class AbstractLearner(eqx.Module, Generic[Memory]):
     """A way of training an encoder, as a value: its fields are its hyperparameters.
 
-    A new learner is one file with a subclass of this. `Memory` is everything it carries from update to update: networks,
-    optimiser state, statistics.
+    A new learner is one file with a subclass of this. `Memory` is everything it carries from update to update:
+    networks, optimiser state, statistics.
     """
 
     # How experience is gathered between two updates. Shapes depend on these, so they are static in every learner.
@@ -56,7 +56,7 @@ class AbstractLearner(eqx.Module, Generic[Memory]):
 
     @abc.abstractmethod
     def restart(self, memory: Memory, key: RandomKey) -> Memory:
-        """The memory to begin the next stage with: a fresh encoder, and what the change of decoder does not invalidate."""
+        """The memory to begin the next stage with: a fresh encoder, and whatever outlives a change of decoder."""
 
     @abc.abstractmethod
     def encoder(self, memory: Memory) -> AbstractEncoder:

@@ -133,7 +133,7 @@ class PPO(AbstractLearner[PPOMemory]):
         return memory, {name: jnp.mean(figures) for name, figures in metrics.items()}
 
     def _begin(self, encoder: GaussianEncoder, value: eqx.nn.MLP) -> PPOMemory:
-        return PPOMemory(encoder, value, self._optimiser().init((encoder.network, value)))
+        return PPOMemory(encoder, value, self._optimiser().init((encoder.network, value)))  # pyright: ignore[reportArgumentType]
 
     def _optimiser(self) -> optax.GradientTransformation:
         return optax.chain(
@@ -194,4 +194,3 @@ class PPO(AbstractLearner[PPOMemory]):
             "latent_mean_square": jnp.mean(mean**2),
             "latent_std": jnp.mean(std),
         }
-
