@@ -11,7 +11,9 @@ import gorl
 
 def environment_table(found: dict[str, tuple[int, int]]) -> None:
     """Prints environments and their sizes."""
-    table = rich.table.Table("environment", "family")
+    table = rich.table.Table()
+    table.add_column("environment", no_wrap=True)
+    table.add_column("family", no_wrap=True)
     for size in ("observation", "action"):
         table.add_column(size, justify="right")
     for name, (observation_size, action_size) in found.items():

@@ -70,7 +70,8 @@ class Config(eqx.Module):
             if steps < self.steps_per_iteration:
                 raise InputError(
                     f"a stage of {steps:,} steps is shorter than one iteration, which takes "
-                    f"{self.steps_per_iteration:,}: give more steps, fewer stages, or a smaller iteration (learner.num_envs, learner.num_unrolls)."
+                    f"{self.steps_per_iteration:,}: give more steps, fewer stages, or a smaller iteration "
+                    "(learner.num_envs, learner.num_unrolls)."
                 )
         if self.num_stages > 1 and isinstance(self.decoder, Identity):
             raise InputError("the identity decoder cannot be refined: give it one stage, or another decoder.")

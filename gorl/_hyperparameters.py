@@ -27,10 +27,10 @@ class Range:
     """The values that a hyperparameter may take."""
 
     integral: bool
-    above: float | None = None
-    at_least: float | None = None
-    below: float | None = None
-    at_most: float | None = None
+    above: int | float | None = None
+    at_least: int | float | None = None
+    below: int | float | None = None
+    at_most: int | float | None = None
 
     def __str__(self) -> str:
         bounds = (
@@ -62,12 +62,12 @@ def _as_real(value: Any) -> Any:
     return value
 
 
-def real(default: float, **bounds: float) -> Any:
+def real(default: float | None, **bounds: int | float) -> Any:
     """Declares a real hyperparameter: a pytree leaf, so that a batch of them can be trained under `vmap`."""
     return eqx.field(default=default, converter=_as_real, metadata={"range": Range(False, **bounds)})
 
 
-def count(default: int, **bounds: float) -> Any:
+def count(default: int, **bounds: int | float) -> Any:
     """Declares an integer hyperparameter that decides no shape: a pytree leaf."""
     return eqx.field(default=default, metadata={"range": Range(True, **bounds)})
 
@@ -146,13 +146,14 @@ def replace(group: Group, changes: Mapping[str, Any]) -> Group:
     return dataclasses.replace(group, **here)  # pyright: ignore[reportArgumentType]
 
 
-def parse(group: eqx.Module, name: str, text: str) -> Any:
+def parse(group: eqx.Module, name: str, text: str, prefix: str = "") -> Any:
     """The value that `text` stands for where it is to be given to the field `name` of `group`.
 
     **Arguments:**
 
     - `group`: the group of hyperparameters that the name starts from.
     - `name`: a dotted name.
+    - `prefix`: the dotted name that leads to `group`, for the messages.
     - `text`: what a person typed, such as `"3e-4"`, `"1_000_000"`, `"Heun"` or `"1000000,500000"`.
 
     **Returns:**
@@ -170,11 +171,11 @@ def parse(group: eqx.Module, name: str, text: str) -> Any:
     value = getattr(group, first)
     if rest:
         if not isinstance(value, eqx.Module):
-            raise InputError(f"{first} has no fields of its own, so {name} cannot be set.")
-        return parse(value, rest, text)
+            raise InputError(f"{first} has no fields of its own, so {prefix}{name} cannot be set.")
+        return parse(value, rest, text, f"{prefix}{first}.")
     if isinstance(value, eqx.Module):
-        names = ", ".join(f"{first}.{inner}" for inner in _fields(type(value)))
-        raise InputError(f"{first} is a group of fields: set one of {names}.")
+        names = ", ".join(f"{prefix}{first}.{inner}" for inner in _fields(type(value)))
+        raise InputError(f"{prefix}{first} is a group of fields: set one of {names}.")
     allowed = fields[first].metadata.get("range")
     optional = type(None) in typing.get_args(fields[first].type)
     if optional and text.casefold() == "none":
@@ -182,7 +183,7 @@ def parse(group: eqx.Module, name: str, text: str) -> Any:
     if allowed is None:
         if isinstance(value, bool):
             if text.casefold() not in ("true", "false"):
-                raise InputError(f"{name} must be true or false, not {text!r}.")
+                raise InputError(f"{prefix}{name} must be true or false, not {text!r}.")
             return text.casefold() == "true"
         return text
     number: Callable[[str], Any] = whole_number if allowed.integral else float
@@ -191,7 +192,7 @@ def parse(group: eqx.Module, name: str, text: str) -> Any:
             return tuple(number(entry) for entry in text.split(",") if entry.strip())
         return number(text)
     except ValueError as error:
-        raise InputError(f"{name} must be {allowed}, not {text!r}.") from error
+        raise InputError(f"{prefix}{name} must be {allowed}, not {text!r}.") from error
 
 
 def whole_number(text: str) -> int:

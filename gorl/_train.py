@@ -24,28 +24,28 @@ from ._regression import Fit, fit_decoder
 from ._rollout import demonstrate, rollout
 from ._schedule import Chunk, Phase, schedule
 from ._statistics import RunningStatistics
-from ._types import RandomKey
+from ._types import RandomKey, RandomKeys
 
 
 class Best(eqx.Module):
     """The best encoder of the stage so far, with its statistics inside."""
 
-    mean_return: Float[Array, ""]
+    mean_return: Float[Array, "*seeds"]
     encoder: AbstractEncoder
 
 
 class TrainState(eqx.Module):
     """Everything about a run between two chunks. A run goes on from it as if it had never stopped."""
 
-    key: RandomKey  # of the run; the key of each chunk is derived from it and the chunk's position
-    position: Int[Array, ""]  # chunks done
+    key: RandomKeys  # of the run; the key of each chunk is derived from it and the chunk's position
+    position: Int[Array, "*seeds"]  # chunks done
     memory: PyTree  # the learner's: networks, optimiser state, statistics
     decoder: AbstractDecoder
     episode: Episode  # where the training environments stand
     best: Best
-    returns: Float[Array, "evaluations episodes"]
-    metrics: dict[str, Float[Array, " evaluations"]]
-    latest_metrics: dict[str, Float[Array, ""]]
+    returns: Float[Array, "*seeds evaluations episodes"]
+    metrics: dict[str, Float[Array, "*seeds evaluations"]]
+    latest_metrics: dict[str, Float[Array, "*seeds"]]
     fits: Fit
 
 
@@ -115,7 +115,7 @@ def _train(config: Config, key: RandomKey) -> Result:
     return _finish(config, state)
 
 
-def iterate(config: Config, start: RandomKey | TrainState) -> Iterator[tuple[Chunk, TrainState]]:
+def iterate(config: Config, start: RandomKeys | TrainState) -> Iterator[tuple[Chunk, TrainState]]:
     """The same run as `train`, chunk by chunk, for whoever wants to watch it, stop it or save it.
 
     Stopped anywhere and continued from its last state, it goes on bit-identically.
@@ -285,7 +285,7 @@ def _where(condition: PyTree, if_true: PyTree, if_false: PyTree) -> PyTree:
     return jax.tree.map(lambda one, other: jnp.where(condition, one, other), if_true, if_false)
 
 
-def _check_key(key: RandomKey, batch_allowed: bool) -> None:
+def _check_key(key: RandomKeys, batch_allowed: bool) -> None:
     if not isinstance(key, jax.Array) or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         raise InputError("the key must come from jax.random.key(seed).")
     if key.ndim > batch_allowed:
@@ -299,7 +299,7 @@ def _over_seeds(function, config: Config, state: TrainState, *rest: PyTree) -> P
 
 
 @eqx.filter_jit
-def _start_batch(config: Config, key: PyTree) -> TrainState:
+def _start_batch(config: Config, key: RandomKeys) -> TrainState:
     if key.ndim == 0:
         return _start(config, key)
     return jax.vmap(lambda one: _start(config, one))(key)

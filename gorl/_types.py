@@ -9,3 +9,4 @@ Real: TypeAlias = float | Float[Array, "..."]
 Integer: TypeAlias = int | Int[Array, "..."]
 
 RandomKey: TypeAlias = Key[Array, ""]
+RandomKeys: TypeAlias = Key[Array, "*seeds"]

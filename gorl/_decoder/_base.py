@@ -30,7 +30,7 @@ class AbstractDecoder(eqx.Module):
 
 
 class AbstractDecoderConfig(eqx.Module):
-    """The hyperparameters of a kind of decoder. A new kind is a file with a subclass of this and of `AbstractDecoder`."""
+    """The hyperparameters of a kind of decoder. A new kind subclasses this and `AbstractDecoder` in a file."""
 
     @abc.abstractmethod
     def init(self, statistics: RunningStatistics, action_size: int, key: RandomKey) -> AbstractDecoder:

@@ -144,8 +144,8 @@ class FlowMatching(AbstractDecoderConfig):
     num_frequencies: int = size(4)
     solver: str = eqx.field(static=True, converter=_solver_name, default="Euler")
     num_steps: int = size(10)
-    rtol: Real | None = real(None, above=0)  # pyright: ignore[reportArgumentType]
-    atol: Real | None = real(None, above=0)  # pyright: ignore[reportArgumentType]
+    rtol: Real | None = real(None, above=0)
+    atol: Real | None = real(None, above=0)
 
     def init(self, statistics: RunningStatistics, action_size: int, key: RandomKey) -> FlowDecoder:
         """A decoder that is the identity map until it is fitted: its velocity starts close to zero."""

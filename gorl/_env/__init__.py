@@ -29,7 +29,7 @@ def environments() -> dict[str, tuple[int, int]]:
 def family(name: str) -> str:
     """Where the environment called `name` comes from."""
     if name in _playground.TASKS:
-        return "MuJoCo Playground (DMControl)"
+        return "MuJoCo Playground"
     if name in _brax.TASKS:
         return "Brax"
     return "built in"

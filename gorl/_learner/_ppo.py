@@ -156,10 +156,8 @@ class PPO(AbstractLearner[PPOMemory]):
             self.discount,
             self.gae_lambda,
         )
-        steps = Batch(
-            experience.observation, experience.latent, experience.extras, advantage, target, ~experience.truncated
-        )
-        return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), steps)
+        steps = (experience.observation, experience.latent, experience.extras, advantage, target, ~experience.truncated)
+        return Batch(*jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), steps))
 
     def _gradient_step(self, memory: PPOMemory, batch: Batch) -> tuple[PPOMemory, dict[str, Array]]:
         networks = (memory.encoder.network, memory.value)

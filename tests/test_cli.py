@@ -1,0 +1,184 @@
+"""The command line, called in this process: `main` with arguments, as the installed script calls it."""
+
+import csv
+import json
+import sys
+
+import gorl_cli._app
+import jax
+import numpy as np
+import pytest
+
+import gorl
+
+# Two stages of three iterations each: as small as a run can be and still do everything.
+SMALL = [
+    "--set=learner.num_envs=16",
+    "--set=learner.unroll_length=5",
+    "--set=learner.num_minibatches=2",
+    "--set=learner.policy_width=8",
+    "--set=learner.value_width=8",
+    "--set=env.episode_length=10",
+    "--set=decoder.width=8",
+    "--set=refinement.num_episodes=8",
+    "--set=refinement.num_heldout=2",
+    "--set=refinement.batch_size=20",
+    "--set=refinement.num_epochs=2",
+    "--set=evaluation_episodes=4",
+    "--set=stage_steps=240,240",
+]
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Runs `gorl` with arguments and returns the exit code, the standard output and the standard error."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["gorl", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            gorl_cli._app.main()
+            raise SystemExit(0)
+        output = capsys.readouterr()
+        return stop.value.code or 0, output.out, output.err
+
+    return run
+
+
+def test_train_leaves_everything_that_it_promises(command, tmp_path):
+    directory = tmp_path / "run"
+    code, output, _ = command("train", "MultiGoal", "--seeds", 2, "--seed", 5, "--out", directory, *SMALL)
+    assert code == 0
+    assert "kept policies on 4 fresh episodes" in output
+    assert sorted(path.name for path in directory.iterdir()) == [
+        "config.json",
+        "curve.csv",
+        "curve.png",
+        "policies.eqx",
+        "summary.json",
+    ]
+    config = gorl.Config.from_json((directory / "config.json").read_text())
+    assert config.learner.num_envs == 16
+
+    with (directory / "curve.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0])[:8] == [
+        "seed",
+        "stage",
+        "env_steps",
+        "wall_seconds",
+        "return_mean",
+        "return_std",
+        "return_min",
+        "return_max",
+    ]
+    assert {row["seed"] for row in rows} == {"5", "6"}
+    assert {row["stage"] for row in rows} == {"0", "1"}
+    assert rows[-1]["env_steps"] == "480"
+
+    # The curve and the policies are those of the Python loop over the same keys.
+    keys = jax.vmap(jax.random.key)(np.array([5, 6], np.uint32))
+    *_, (_, state) = gorl.iterate(config, keys)
+    result = gorl.finish(config, state)
+    of_seed = [float(row["return_mean"]) for row in rows if row["seed"] == "6"]
+    np.testing.assert_allclose(of_seed, result.curve.mean_return[1], rtol=1e-6)
+    policy = gorl.load_policy(directory, seed=1, env="MultiGoal")
+    expected = jax.tree.map(lambda leaf: leaf[1], result.policy)
+    assert all(map(np.array_equal, jax.tree.leaves(policy), jax.tree.leaves(expected)))
+    summary = json.loads((directory / "summary.json").read_text())
+    np.testing.assert_allclose(summary["kept_policy_return"]["6"], np.mean(result.returns[1]), rtol=1e-6)
+
+
+def test_output_that_is_no_terminal_is_plain_lines(command, tmp_path):
+    code, output, _ = command("train", "MultiGoal", "--seeds", 1, "--stages", 1, "--out", tmp_path / "run", *SMALL)
+    assert code == 0
+    assert "\x1b" not in output
+    assert "\r" not in output
+    assert "compiling" in output
+    assert sum("env steps  " in line for line in output.splitlines()) >= 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["PointMas"], "'PointMass'"),
+        (["PointMass", "--scale", "papper"], "'paper'"),
+        (["PointMass", "--seeds", "0"], "--seeds must be at least 1"),
+        (["PointMass", "--seed", "-1"], "--seed must be at least 0"),
+        (["PointMass", "--steps", "-5"], "--steps must be at least 1"),
+        (["PointMass", "--steps", "many"], "--steps must be a whole number"),
+        (["PointMass", "--steps", "100"], "shorter than one iteration"),
+        (["PointMass", "--stages", "0"], "--stages must be at least 1"),
+        (["PointMass", "--set", "learner.learning_rte=1"], "'learning_rate'"),
+        (["PointMass", "--set", "lerner.clip=1"], "'learner'"),
+        (["PointMass", "--set", "learner.clip"], "FIELD=VALUE"),
+        (["PointMass", "--set", "learner.clip=high"], "learner.clip must be a number above 0"),
+        (["PointMass", "--set", "learner.clip=0"], "learner.clip must be a number above 0"),
+        (["PointMass", "--set", "learner.discount=1.5"], "at most 1"),
+        (["PointMass", "--set", "learner.num_minibatches=7"], "does not divide"),
+        (["PointMass", "--set", "learner=SAC"], "group of fields"),
+        (["PointMass", "--set", "decoder.solver=Eulr"], "'Euler'"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_leaves_nothing(command, tmp_path, arguments, sentence):
+    code, output, error = command("train", *arguments, "--out", tmp_path / "run")
+    assert code == 2
+    assert output == ""
+    assert sentence in error
+    assert error.startswith("gorl: ")
+    assert error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_directory_in_use_is_left_as_it_is(command, tmp_path):
+    (tmp_path / "curve.csv").write_text("precious")
+    code, _, error = command("train", "MultiGoal", "--out", tmp_path)
+    assert code == 2
+    assert "already in use" in error
+    assert (tmp_path / "curve.csv").read_text() == "precious"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_file_in_the_way_of_the_directory(command, tmp_path):
+    (tmp_path / "file").write_text("precious")
+    for out in (tmp_path / "file", tmp_path / "file" / "run"):
+        code, _, error = command("train", "MultiGoal", "--out", out)
+        assert code == 2
+        assert "--out" in error
+    assert (tmp_path / "file").read_text() == "precious"
+
+
+def test_an_unwritable_directory(command, tmp_path, monkeypatch):
+    # Permissions do not bind root, who runs the tests in many containers: answer as the system would.
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    code, _, error = command("train", "MultiGoal", "--out", tmp_path / "run")
+    assert code == 2
+    assert "cannot be written" in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_envs_lists_names_and_sizes(command):
+    code, output, _ = command("envs")
+    assert code == 0
+    for name in gorl.environments():
+        assert name in output
+    code, output, _ = command("envs", "cheetah")
+    assert code == 0
+    assert "CheetahRun" in output
+    assert "brax/halfcheetah" in output
+    assert "PointMass" not in output
+    assert command("envs", "nothing like it")[0] == 2
+
+
+def test_help_and_version_need_neither_gorl_nor_jax():
+    import subprocess
+
+    for option in ("--help", "--version"):
+        script = (
+            "import sys, gorl_cli._app as a\n"
+            f"sys.argv = ['gorl', '{option}']\n"
+            "try:\n    a.main()\nexcept SystemExit:\n    pass\n"
+            "assert 'jax' not in sys.modules and 'gorl' not in sys.modules"
+        )
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert "gorl" in done.stdout
