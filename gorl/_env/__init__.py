@@ -107,13 +107,15 @@ def _imported(name: str) -> Any:
     module_name, _, attribute = name.partition(":")
     try:
         found = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError) as error:
         raise InputError(f"the environment {name!r} cannot be imported: {error}.") from error
     return found if not isinstance(found, type) and isinstance(found, Environment) else found()
 
 
 def _check(env: Any, name: str) -> None:
     """Checks an environment that is not one of those shipped: one reset and one step, looked at closely."""
+    if isinstance(env, type):
+        raise InputError(f"{env.__name__} is a class: give an environment made of it, such as {env.__name__}().")
     if not isinstance(env, Environment):
         missing = [part for part in ("reset", "step", "observation_size", "action_size") if not hasattr(env, part)]
         raise InputError(f"{name} is no environment: it lacks {', '.join(missing)} (see gorl.Environment).")

@@ -68,27 +68,34 @@ class Episodes(eqx.Module):
     def start(self, key: RandomKey) -> Episode:
         """Starts an episode from a start state that `key` decides."""
         # A weak type here and a strong one after a step would make every scan over episodes trace twice.
-        state = jax.tree.map(lambda leaf: jax.lax.convert_element_type(leaf, leaf.dtype), self.env.reset(key))
+        state = jax.tree.map(_strong, self.env.reset(key))
         return Episode(state, jnp.zeros((), jnp.int32), jnp.zeros((), bool))
 
     @eqx.filter_jit
     def step(self, episode: Episode, action: Float[Array, " action"]) -> tuple[Episode, Outcome]:
         """Takes one action. The episode that comes back has not been restarted, even if it is over."""
 
-        def once(state: PyTree, _: None) -> tuple[PyTree, Array]:
-            after = _match(state, self.env.step(state, action))
-            return after, after.reward
+        def control_step(carry: tuple[PyTree, Array], _: None) -> tuple[tuple[PyTree, Array], Array]:
+            state, terminated = carry
+            after = self.env.step(state, action)
+            # Where the reward of reset is an integer, that of a step need not be: take it as it is.
+            reward, done = jnp.asarray(after.reward, jnp.float32), jnp.asarray(after.done, bool)
+            after = _match(state, after)
+            if self.action_repeat > 1:  # an episode may terminate while an action is held
+                after = jax.tree.map(lambda old, new: jnp.where(terminated, old, new), state, after)
+                reward = jnp.where(terminated, 0.0, reward)
+            # A simulation that blew up ends its episode; its last reward is as meaningless as its observation.
+            reward = jnp.where(done & ~jnp.isfinite(reward), 0.0, reward)
+            return (after, terminated | done), reward
 
+        carry = (episode.state, jnp.zeros((), bool))
         if self.action_repeat == 1:
-            state, reward = once(episode.state, None)
+            (state, terminated), reward = control_step(carry, None)
         else:
-            state, rewards = jax.lax.scan(once, episode.state, None, self.action_repeat)
+            (state, terminated), rewards = jax.lax.scan(control_step, carry, None, self.action_repeat)
             reward = jnp.sum(rewards)
         elapsed = episode.elapsed + self.action_repeat
-        terminated = state.done.astype(bool)
         truncated = (elapsed >= self.episode_length) & ~terminated
-        # A simulation that blew up ends its episode; the reward of that step is as meaningless as its observation.
-        reward = jnp.where(terminated & ~jnp.isfinite(reward), 0.0, reward).astype(jnp.float32)
         return Episode(state, elapsed, terminated | truncated), Outcome(reward, terminated, truncated)
 
     def none(self, num_envs: int) -> Episode:
@@ -101,6 +108,11 @@ class Episodes(eqx.Module):
 def restart(start: Episode, episode: Episode) -> Episode:
     """`start` if the episode is over, `episode` if it goes on."""
     return jax.tree.map(lambda fresh, going_on: jnp.where(episode.over, fresh, going_on), start, episode)
+
+
+def _strong(leaf: Any) -> Array:
+    leaf = jnp.asarray(leaf)
+    return jax.lax.convert_element_type(leaf, leaf.dtype)
 
 
 def _match(before: PyTree, after: PyTree) -> PyTree:
