@@ -1,4 +1,6 @@
-"""What several test files share: a config that trains in a second, an environment that counts, a compilation counter."""
+"""What several test files share."""
+
+import functools
 
 import equinox as eqx
 import jax
@@ -47,7 +49,7 @@ def counting():
 def tiny():
     """Two stages of five iterations on the built-in environment: compiling it takes far longer than running it."""
     return gorl.Config(
-        env=gorl.EnvConfig("MultiGoal", episode_length=10),
+        env=gorl.EnvConfig("MultiGoal", episode_length=20),
         learner=gorl.PPO(
             num_envs=16,
             unroll_length=5,
@@ -72,16 +74,19 @@ def tiny():
 def make_policy():
     """Makes a policy with random weights large enough that what it does depends on what it sees."""
 
-    def make(env_size, action_size, *, fitted=True, seed=0):
+    @functools.cache
+    @eqx.filter_jit
+    def make(observation_size, action_size, *, fitted=True, plain=False, seed=0):
         encoder_key, decoder_key, noise_key = jax.random.split(jax.random.key(seed), 3)
-        learner = gorl.PPO(policy_width=16, policy_depth=2)
-        statistics = gorl.RunningStatistics.of(jax.random.normal(noise_key, (100, env_size)))
-        encoder = learner.encoder(learner.init(env_size, action_size, encoder_key))
-        decoder = gorl.FlowMatching(width=16, depth=2).init(statistics, action_size, decoder_key)
+        learner = gorl.PPO(policy_width=16, policy_depth=1, value_width=1, value_depth=1)
+        statistics = gorl.RunningStatistics.of(jax.random.normal(noise_key, (100, observation_size)))
+        encoder = learner.encoder(learner.init(observation_size, action_size, encoder_key))
+        decoder = gorl.FlowMatching(width=16, depth=1, num_steps=4).init(statistics, action_size, decoder_key)
         networks = (encoder.network, decoder.network)
         networks = jax.tree.map(lambda weights: weights + 0.3 * jax.random.normal(noise_key, weights.shape), networks)
         encoder, decoder = eqx.tree_at(lambda pair: (pair[0].network, pair[1].network), (encoder, decoder), networks)
-        return gorl.Policy(encoder, gorl.StagedDecoder(decoder, jnp.asarray(fitted)), env_size, action_size)
+        staged = gorl.IdentityDecoder() if plain else gorl.StagedDecoder(decoder, jnp.asarray(fitted))
+        return gorl.Policy(encoder, staged, observation_size, action_size)
 
     return make
 

@@ -1,0 +1,613 @@
+import itertools
+import sys
+import warnings
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import gorl
+from gorl._env import load
+from gorl._rollout import rollout
+
+PLAYGROUND = sorted(name for name in gorl.environments() if not name.startswith("brax/") and name != "MultiGoal")
+BRAX = sorted(name for name in gorl.environments() if name.startswith("brax/"))
+
+
+def raw_playground(name):
+    from mujoco_playground import dm_control_suite
+
+    return dm_control_suite.load(name, config_overrides={"impl": "jax"})
+
+
+def raw_brax(name, **options):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Brax says at every load that its physics is no longer developed
+        from brax import envs
+
+        return envs.get_environment(name.removeprefix("brax/"), **options)
+
+
+# --- The catalogue. Names and sizes are written down in gorl, so they have to be held against the real ones. ---
+
+
+def test_playground_names_are_all_of_the_dm_control_suite():
+    from mujoco_playground import dm_control_suite
+
+    assert sorted(dm_control_suite.ALL_ENVS) == PLAYGROUND
+    assert len(PLAYGROUND) == 25
+
+
+def test_brax_names_are_all_of_brax_but_its_test_dummy():
+    from brax import envs
+
+    assert sorted(f"brax/{name}" for name in envs._envs if name != "fast") == BRAX
+
+
+@pytest.mark.parametrize("name", PLAYGROUND)
+def test_playground_sizes(name):
+    env = raw_playground(name)
+    assert gorl.environments()[name] == (env.observation_size, env.action_size)
+
+
+@pytest.mark.parametrize("name", BRAX)
+def test_brax_sizes(name):
+    env = raw_brax(name)
+    # Tracing finds the shapes out without compiling any physics.
+    (observation_size,) = jax.eval_shape(env.reset, jax.random.key(0)).obs.shape
+    assert gorl.environments()[name] == (observation_size, env.action_size)
+
+
+def test_built_in_sizes():
+    env = gorl.MultiGoal()
+    assert gorl.environments()["MultiGoal"] == (env.observation_size, env.action_size)
+
+
+# --- Physics: what a policy meets is what the environment itself does. ---
+
+
+def assert_same_steps(config, env, num_steps=3):
+    episodes = load(config)
+
+    @jax.jit
+    def both(episode, action):
+        return *episodes.step(episode, action), env.step(episode.state, action)
+
+    key = jax.random.key(1)
+    actions = jax.random.uniform(key, (num_steps, episodes.action_size), minval=-1, maxval=1)
+    episode = episodes.start(key)
+    for action in actions:
+        episode, outcome, state = both(episode, action)
+        np.testing.assert_allclose(episode.observation, state.obs, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(outcome.reward, state.reward, rtol=1e-4, atol=1e-5)
+        assert bool(outcome.terminated) == bool(state.done)
+    assert episode.elapsed == num_steps
+
+
+def test_a_playground_task_steps_as_by_itself():
+    assert_same_steps(gorl.EnvConfig("CartpoleSwingup", implementation="jax"), raw_playground("CartpoleSwingup"))
+
+
+@pytest.mark.parametrize("backend", ["spring", "positional", "generalized", "mjx"])
+def test_a_brax_environment_steps_as_by_itself_on_every_backend(backend):
+    name = "brax/inverted_pendulum"
+    assert_same_steps(gorl.EnvConfig(name, backend=backend), raw_brax(name, backend=backend))
+
+
+def test_an_episode_starts_where_the_environment_itself_does():
+    # Brax's default backend, whichever that is: another would start in a state of another type.
+    env, key = raw_brax("brax/inverted_pendulum"), jax.random.key(0)
+    start, state = load(gorl.EnvConfig("brax/inverted_pendulum")).start(key).state, jax.jit(env.reset)(key)
+    assert jax.tree.structure(start) == jax.tree.structure(state)
+    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, atol=1e-5), start, state)
+
+
+@pytest.mark.parametrize("name", ["HopperHop", "brax/hopper"])
+def test_episodes_of_the_shipped_environments_are_1000_steps(name):
+    assert load(gorl.EnvConfig(name)).num_steps == 1000
+
+
+# --- The built-in environment. ---
+
+
+def test_multigoal_goals_are_equally_good():
+    env = gorl.MultiGoal()
+    rewards = []
+    for goal in env.goals:
+        state = eqx.tree_at(lambda s: s.obs, env.reset(jax.random.key(0)), goal)
+        rewards.append(env.step(state, jnp.zeros(2)).reward)
+    assert len(rewards) == 4
+    np.testing.assert_allclose(rewards, 1.0, atol=1e-6)
+
+
+def test_multigoal_best_return_is_a_little_over_forty():
+    env = gorl.MultiGoal()
+    state, total = env.reset(jax.random.key(0)), 0.0
+    step = jax.jit(env.step)
+    for _ in range(env.episode_length):
+        action = jnp.clip(10 * (env.goals[0] - state.obs), -1, 1)
+        state = step(state, action)
+        total += float(state.reward)
+    assert 40 < total < 45
+
+
+# --- Episodes: the time limit, termination, the action repeat. ---
+
+
+def play(episodes, num_steps):
+    episode, outcomes = episodes.start(jax.random.key(0)), []
+    for _ in range(num_steps):
+        episode, outcome = episodes.step(episode, jnp.zeros(episodes.action_size))
+        outcomes.append(outcome)
+    return episode, jax.tree.map(lambda *leaves: np.stack(leaves), *outcomes)
+
+
+def test_the_time_limit_truncates_and_does_not_terminate(counting):
+    episode, outcomes = play(load(gorl.EnvConfig(counting(episode_length=4))), 4)
+    assert outcomes.truncated.tolist() == [False, False, False, True]
+    assert not outcomes.terminated.any()
+    assert bool(episode.over)
+
+
+def test_a_terminal_state_terminates_and_does_not_truncate(counting):
+    episode, outcomes = play(load(gorl.EnvConfig(counting(terminates_at=3))), 3)
+    assert outcomes.terminated.tolist() == [False, False, True]
+    assert not outcomes.truncated.any()
+    assert bool(episode.over)
+
+
+def test_a_terminal_state_in_the_last_step_is_a_termination_only(counting):
+    # Were it called a truncation too, the value of a terminal state would leak into the advantage.
+    _, outcomes = play(load(gorl.EnvConfig(counting(terminates_at=4, episode_length=4))), 4)
+    assert outcomes.terminated[-1]
+    assert not outcomes.truncated[-1]
+
+
+def test_a_configured_time_limit_takes_the_place_of_the_environments_own(counting):
+    env = counting(episode_length=4)
+    assert load(gorl.EnvConfig(env)).num_steps == 4
+    _, outcomes = play(load(gorl.EnvConfig(env, episode_length=6)), 6)
+    assert outcomes.truncated.tolist() == [False] * 5 + [True]
+
+
+def test_action_repeat_sums_rewards_and_counts_every_control_step(counting):
+    episode, outcomes = play(load(gorl.EnvConfig(counting(episode_length=6), action_repeat=3)), 2)
+    assert outcomes.reward.tolist() == [1 + 2 + 3, 4 + 5 + 6]
+    assert outcomes.truncated.tolist() == [False, True]
+    assert episode.elapsed == 6
+
+
+def test_action_repeat_that_does_not_divide_the_episode_ends_it_late_rather_than_early(counting):
+    episodes = load(gorl.EnvConfig(counting(episode_length=7), action_repeat=3))
+    assert episodes.num_steps == 3
+    _, outcomes = play(episodes, 3)
+    assert outcomes.truncated.tolist() == [False, False, True]
+
+
+def test_nothing_is_earned_after_a_termination_inside_an_action_repeat(counting):
+    # The episode terminates with its third control step, the first of the second action.
+    _, outcomes = play(load(gorl.EnvConfig(counting(terminates_at=3), action_repeat=2)), 2)
+    assert outcomes.terminated.tolist() == [False, True]
+    assert outcomes.reward.tolist() == [1 + 2, 3]
+
+
+class Blip(eqx.Module):
+    """Says `done` in one step only, like a simulation that falls and gets up again."""
+
+    inner: eqx.Module
+    observation_size: int = 2
+    action_size: int = 1
+
+    def reset(self, key):
+        return self.inner.reset(key)
+
+    def step(self, state, action):
+        after = self.inner.step(state, action)
+        return eqx.tree_at(lambda s: s.done, after, (after.obs[1] == 3).astype(jnp.float32))
+
+
+def test_a_termination_inside_an_action_repeat_is_not_missed(counting):
+    _, outcomes = play(load(gorl.EnvConfig(Blip(counting()), action_repeat=2)), 2)
+    assert outcomes.terminated.tolist() == [False, True]
+
+
+class BlowsUp(eqx.Module):
+    """Becomes NaN in its third step, and says so, as the environments of MuJoCo Playground do."""
+
+    inner: eqx.Module
+    observation_size: int = 2
+    action_size: int = 1
+
+    def reset(self, key):
+        return self.inner.reset(key)
+
+    def step(self, state, action):
+        after = self.inner.step(state, action)
+        is_broken = after.obs[1] >= 3
+        values = (jnp.where(is_broken, jnp.nan, after.obs), jnp.where(is_broken, jnp.nan, after.reward))
+        return eqx.tree_at(lambda s: (s.obs, s.reward, s.done), after, (*values, is_broken.astype(jnp.float32)))
+
+
+def test_a_simulation_that_blows_up_ends_with_a_finite_reward(counting):
+    _, outcomes = play(load(gorl.EnvConfig(BlowsUp(counting()))), 3)
+    assert outcomes.terminated.tolist() == [False, False, True]
+    assert outcomes.reward.tolist() == [1, 2, 0]
+
+
+def test_a_simulation_that_blows_up_does_not_reach_the_learner(counting, make_policy):
+    episodes = load(gorl.EnvConfig(BlowsUp(counting())))
+    _, experience = rollout(episodes, make_policy(2, 1, plain=True), episodes.none(4), 3, 4, jax.random.key(0))
+    assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(experience))
+
+
+# --- Rollouts: restarts, and what is recorded. ---
+
+
+def test_a_restart_draws_a_fresh_start_state_every_time(counting, make_policy):
+    # The public GoRL code returns to the first start state of each slot for ever.
+    episodes, policy = load(gorl.EnvConfig(counting(episode_length=6))), make_policy(2, 1, plain=True)
+    _, experience = rollout(episodes, policy, episodes.none(2), 60, 4, jax.random.key(0))
+    starts = experience.observation[experience.observation[..., 1] == 0][:, 0]
+    assert len(starts) == 2 * 60 * 4 / 6
+    assert len(np.unique(starts)) == len(starts)
+
+
+def test_short_episodes_share_a_start_state_within_an_unroll_only(counting, make_policy):
+    episodes, policy = load(gorl.EnvConfig(counting(episode_length=2))), make_policy(2, 1, plain=True)
+    _, experience = rollout(episodes, policy, episodes.none(1), 20, 4, jax.random.key(0))
+    # The last step of an unroll restarts as well, so that the next one begins with the start state of this one.
+    assert len(np.unique(experience.observation[..., 0])) == 20
+
+
+def test_an_episode_runs_on_into_the_next_rollout(counting, make_policy):
+    episodes, policy = load(gorl.EnvConfig(counting(episode_length=7))), make_policy(2, 1, plain=True)
+    episode, first = rollout(episodes, policy, episodes.none(3), 1, 5, jax.random.key(0))
+    _, second = rollout(episodes, policy, episode, 1, 5, jax.random.key(1))
+    counts = np.concatenate([first.observation[:, 0, 1], second.observation[:, 0, 1]])
+    assert counts.tolist() == [0, 1, 2, 3, 4, 5, 6, 0, 1, 2]
+    np.testing.assert_array_equal(second.observation[0], first.final_observation)
+    assert np.concatenate([first.truncated[:, 0], second.truncated[:, 0]]).nonzero()[0].tolist() == [6]
+
+
+def test_termination_restarts_one_environment_and_leaves_the_others_alone(counting, make_policy):
+    class Sooner(eqx.Module):
+        """Terminates after two steps where the start state is small."""
+
+        observation_size: int = 2
+        action_size: int = 1
+
+        def reset(self, key):
+            return counting().reset(key)
+
+        def step(self, state, action):
+            after = counting().step(state, action)
+            ends = (after.obs[0] < 0.5) & (after.obs[1] >= 2)
+            return eqx.tree_at(lambda s: s.done, after, ends.astype(jnp.float32))
+
+    episodes = load(gorl.EnvConfig(Sooner()))
+    _, experience = rollout(episodes, make_policy(2, 1, plain=True), episodes.none(32), 1, 3, jax.random.key(0))
+    ends_soon = np.asarray(experience.observation[0, :, 0] < 0.5)
+    assert 0 < ends_soon.sum() < 32
+    np.testing.assert_array_equal(experience.terminated[1], ends_soon)
+    np.testing.assert_array_equal(experience.observation[2, :, 1], np.where(ends_soon, 0, 2))
+
+
+def test_recorded_observations_are_those_that_were_acted_on(make_policy):
+    episodes, policy = load(gorl.EnvConfig("MultiGoal", episode_length=7)), make_policy(2, 2)
+    _, experience = rollout(episodes, policy, episodes.none(4), 2, 5, jax.random.key(0))
+
+    def act(observation, latent):
+        mean, std = policy.encoder.distribution(observation)
+        log_density = jnp.sum(jax.scipy.stats.norm.logpdf(latent, mean, std))
+        return log_density, policy.decoder.decode(observation, latent)
+
+    log_density, action = jax.vmap(jax.vmap(act))(experience.observation, experience.latent)
+    np.testing.assert_allclose(experience.extras, log_density, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(experience.action, action, rtol=1e-4, atol=1e-4)
+
+
+def test_the_environment_receives_the_tanh_of_the_recorded_action(make_policy):
+    env = gorl.MultiGoal()
+    episodes = load(gorl.EnvConfig("MultiGoal"))
+    _, experience = rollout(episodes, make_policy(2, 2, plain=True), episodes.none(4), 1, 6, jax.random.key(0))
+    # MultiGoal's state is its observation, so that a step can be done again from what was recorded.
+    blank = jax.tree.map(jnp.zeros_like, env.reset(jax.random.key(0)))
+
+    def again(observation, action):
+        return env.step(eqx.tree_at(lambda s: s.obs, blank, observation), jnp.tanh(action))
+
+    after = jax.vmap(jax.vmap(again))(experience.observation, experience.action)
+    observed = jnp.concatenate([experience.observation[1:], experience.final_observation[None]])
+    np.testing.assert_allclose(after.obs, observed, atol=1e-6)
+    np.testing.assert_allclose(after.reward, experience.reward, rtol=1e-5, atol=1e-7)
+
+
+def test_training_length_cuts_training_episodes(counting, make_policy):
+    episodes = load(gorl.EnvConfig(counting(), training_length=3)).in_training
+    _, experience = rollout(episodes, make_policy(2, 1, plain=True), episodes.none(2), 1, 6, jax.random.key(0))
+    assert experience.truncated[:, 0].tolist() == [False, False, True] * 2
+    assert not experience.terminated.any()
+
+
+def test_training_length_leaves_evaluation_alone(counting, make_policy):
+    config = gorl.EnvConfig(counting(), training_length=3)
+    returns = gorl.evaluate(config, make_policy(2, 1, plain=True), jax.random.key(0), num_episodes=2)
+    assert returns.tolist() == [sum(range(1, 11))] * 2
+
+
+# --- Any object with the shape of an environment. ---
+
+
+class Careless(eqx.Module):
+    """An environment whose types change from `reset` to `step`."""
+
+    inner: eqx.Module
+    start: tuple = eqx.field(static=True)
+    after: tuple = eqx.field(static=True)
+    observation_size: int = 2
+    action_size: int = 1
+
+    def reset(self, key):
+        return self._with(self.inner.reset(key), self.start)
+
+    def step(self, state, action):
+        return self._with(self.inner.step(state, action), self.after)
+
+    def _with(self, state, convert):
+        values = (convert[0](state.reward), convert[1](state.done))
+        return eqx.tree_at(lambda s: (s.reward, s.done), state, values)
+
+
+def _weak(value):
+    return jnp.where(value > 0, 1.0, 0.0)
+
+
+def _float(value):
+    return jnp.asarray(value, jnp.float32)
+
+
+def _int(value):
+    return jnp.asarray(value, jnp.int32)
+
+
+def _bool(value):
+    return jnp.asarray(value, bool)
+
+
+@pytest.mark.parametrize(
+    ("start", "after"),
+    [
+        ((_float, _float), (_float, _bool)),
+        ((_float, _bool), (_float, _float)),
+        ((_int, _bool), (_int, _bool)),
+        ((_float, _float), (_float, _weak)),
+        ((_float, lambda value: jnp.asarray(0)), (_float, _bool)),
+        ((_float, lambda value: jnp.asarray(0.0)), (_float, _float)),
+        ((lambda value: 0.0, lambda value: 0.0), (_float, _float)),
+    ],
+    ids=["bool step", "float step", "int reward", "weak step", "weak int start", "weak start", "python numbers start"],
+)
+def test_careless_types_are_matched(counting, make_policy, start, after):
+    env = Careless(counting(terminates_at=3), start, after)
+    episodes = load(gorl.EnvConfig(env))
+    _, experience = rollout(episodes, make_policy(2, 1, plain=True), episodes.none(2), 1, 6, jax.random.key(0))
+    assert experience.reward[:, 0].tolist() == [1, 2, 3] * 2
+    assert experience.terminated[:, 0].tolist() == [False, False, True] * 2
+    assert experience.reward.dtype == jnp.float32
+    assert experience.terminated.dtype == bool
+
+
+def test_a_fractional_reward_survives_a_reset_that_starts_with_an_integer(counting):
+    class Half(eqx.Module):
+        observation_size: int = 2
+        action_size: int = 1
+
+        def reset(self, key):
+            return eqx.tree_at(lambda s: s.reward, counting().reset(key), jnp.asarray(0))
+
+        def step(self, state, action):
+            return eqx.tree_at(lambda s: s.reward, counting().step(state, action), jnp.asarray(0.5))
+
+    _, outcomes = play(load(gorl.EnvConfig(Half())), 2)
+    assert outcomes.reward.tolist() == [0.5, 0.5]
+
+
+def test_an_object_without_an_episode_length_has_a_thousand_steps(counting):
+    assert load(gorl.EnvConfig(Blip(counting()))).num_steps == 1000
+
+
+def test_an_environment_object_goes_straight_into_a_config(counting):
+    env = counting()
+    config = gorl.Config(env=env)
+    assert config.env.name == gorl.EnvConfig(env).name
+    assert load(config.env).observation_size == 2
+    assert config == gorl.Config(env=env)
+    assert config != gorl.Config(env=counting())
+
+
+_module_numbers = itertools.count()
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    """The name of an importable module with an environment as a class, a function and an object."""
+    name = f"gorl_test_environments_{next(_module_numbers)}"
+    (tmp_path / f"{name}.py").write_text(
+        "import gorl\n"
+        "class Short(gorl.MultiGoal):\n"
+        "    episode_length: int = 7\n"
+        "def make():\n"
+        "    return Short()\n"
+        "made = make()\n"
+        "def nothing():\n"
+        "    return None\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    yield name
+    sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize("attribute", ["Short", "make", "made"])
+def test_an_environment_of_ones_own_by_name(module, attribute):
+    episodes = load(gorl.EnvConfig(f"{module}:{attribute}"))
+    assert (episodes.num_steps, episodes.observation_size, episodes.action_size) == (7, 2, 2)
+
+
+def test_a_config_with_an_environment_of_ones_own_goes_through_json(module):
+    config = gorl.Config(env=f"{module}:make")
+    assert gorl.Config.from_json(config.to_json()) == config
+
+
+# --- Bad input: one sentence that says how to mend it. ---
+
+
+@pytest.mark.parametrize(
+    ("misspelt", "meant"),
+    [
+        ("CheetaRun", "CheetahRun"),
+        ("cheetahrun", "CheetahRun"),
+        ("pointmass", "PointMass"),
+        ("brax/halfcheeta", "brax/halfcheetah"),
+        ("ant", "brax/ant"),
+        ("Multigoal", "MultiGoal"),
+    ],
+)
+def test_a_misspelt_name_is_answered_with_the_nearest(misspelt, meant):
+    with pytest.raises(gorl.InputError, match=f"{misspelt}.*did you mean.*'{meant}'"):
+        gorl.Config(env=misspelt)
+
+
+def test_input_errors_are_value_errors():
+    with pytest.raises(ValueError, match="CheetahRun"):
+        load(gorl.EnvConfig("CheetaRun"))
+
+
+@pytest.mark.parametrize(
+    ("env", "message"),
+    [
+        (gorl.EnvConfig("PointMass", backend="mjx"), "backend is for Brax's .* PointMass .*leave it out"),
+        (gorl.EnvConfig("MultiGoal", backend="spring"), "backend is for Brax's .* MultiGoal .*leave it out"),
+        (gorl.EnvConfig("brax/ant", backend="sprin"), "'sprin'.*did you mean 'spring'"),
+        (gorl.EnvConfig("brax/ant", implementation="jax"), "implementation is for .* brax/ant .*leave it out"),
+        (gorl.EnvConfig("PointMass", implementation="jaxx"), "'jaxx'.*did you mean 'jax'"),
+    ],
+)
+def test_an_option_that_does_not_fit_the_environment(env, message):
+    with pytest.raises(gorl.InputError, match=message):
+        gorl.Config(env=env)
+
+
+def test_a_brax_environment_that_does_not_run_on_a_backend():
+    with pytest.raises(gorl.InputError, match="brax/swimmer does not run on the spring backend: choose another"):
+        load(gorl.EnvConfig("brax/swimmer", backend="spring"))
+
+
+@pytest.mark.parametrize(
+    "name", ["no_such_module_anywhere:Env", "gorl:NoSuchEnv", "gorl:", ":MultiGoal", "gorl.no_such_module:Env"]
+)
+def test_a_name_that_cannot_be_imported(name):
+    with pytest.raises(gorl.InputError, match="cannot be imported"):
+        load(gorl.EnvConfig(name))
+
+
+def test_a_name_of_something_that_is_no_environment(module):
+    with pytest.raises(gorl.InputError, match="is no environment: it lacks reset, step"):
+        load(gorl.EnvConfig(f"{module}:nothing"))
+
+
+def modified(env, **changes):
+    """`env` with the parts in `changes` replaced, or left out where they are None."""
+    parts = {name: getattr(env, name) for name in ("reset", "step", "observation_size", "action_size")}
+    return type("Modified", (), {name: part for name, part in (parts | changes).items() if part is not None})
+
+
+@pytest.mark.parametrize("part", ["reset", "step", "observation_size", "action_size"])
+def test_an_object_that_lacks_a_part(counting, part):
+    env = modified(counting(), **{part: None})()
+    with pytest.raises(gorl.InputError, match=f"Modified is no environment: it lacks {part} .*gorl.Environment"):
+        load(gorl.EnvConfig(env))
+
+
+def test_a_class_in_place_of_an_object(counting):
+    with pytest.raises(gorl.InputError):
+        load(gorl.EnvConfig(counting))
+
+
+def changed_state(function, **changes):
+    """`function` with what it returns changed."""
+
+    def call(*args):
+        state = function(*args)
+        return eqx.tree_at(lambda s: [getattr(s, name) for name in changes], state, list(changes.values()))
+
+    return staticmethod(call)
+
+
+@pytest.mark.parametrize("method", ["reset", "step"])
+@pytest.mark.parametrize("value", [jnp.nan, jnp.inf])
+def test_an_observation_that_is_not_finite(counting, method, value):
+    env = counting()
+    bad = jnp.asarray([0.5, value])
+    broken = modified(env, **{method: changed_state(getattr(env, method), obs=bad)})()
+    with pytest.raises(gorl.InputError, match=rf"Modified\.{method} returns holds NaN or infinity: mend"):
+        load(gorl.EnvConfig(broken))
+
+
+def test_an_observation_of_the_wrong_length(counting):
+    env = counting()
+    broken = modified(env, observation_size=3)()
+    with pytest.raises(gorl.InputError, match=r"one vector of observation_size = 3 numbers, not \(2,\)"):
+        load(gorl.EnvConfig(broken))
+
+
+def test_an_observation_that_is_no_vector(counting):
+    env = counting()
+    broken = modified(env, reset=changed_state(env.reset, obs={"position": jnp.zeros(2)}))()
+    with pytest.raises(gorl.InputError, match="one vector of observation_size = 2 numbers"):
+        load(gorl.EnvConfig(broken))
+
+
+@pytest.mark.parametrize("part", ["reward", "done"])
+@pytest.mark.parametrize("method", ["reset", "step"])
+def test_a_reward_or_done_that_is_no_scalar(counting, method, part):
+    env = counting()
+    broken = modified(env, **{method: changed_state(getattr(env, method), **{part: jnp.zeros(1)})})()
+    with pytest.raises(gorl.InputError, match="scalar reward and a scalar done"):
+        load(gorl.EnvConfig(broken))
+
+
+def test_a_state_that_lacks_a_part(counting):
+    broken = modified(counting(), reset=staticmethod(lambda key: {"obs": jnp.zeros(2)}))()
+    with pytest.raises(gorl.InputError, match="lacks 'obs'"):
+        load(gorl.EnvConfig(broken))
+
+
+def test_reset_and_step_of_different_structure(counting, tiny):
+    env = counting()
+    broken = modified(env, step=staticmethod(lambda state, action: WithExtra(env.step(state, action), jnp.zeros(1))))()
+    with pytest.raises(gorl.InputError, match=r"different structure.*same fields"):
+        gorl.train(gorl.replace(tiny, {"env": gorl.EnvConfig(broken)}), jax.random.key(0))
+
+
+class WithExtra(eqx.Module):
+    """A state with something more in it."""
+
+    inner: eqx.Module
+    extra: jax.Array
+
+    obs = property(lambda self: self.inner.obs)
+    reward = property(lambda self: self.inner.reward)
+    done = property(lambda self: self.inner.done)
+
+
+def test_reset_and_step_with_arrays_of_different_shape(counting, tiny):
+    env = counting()
+    broken = modified(
+        env,
+        reset=staticmethod(lambda key: WithExtra(env.reset(key), jnp.zeros(1))),
+        step=staticmethod(lambda state, action: WithExtra(env.step(state.inner, action), jnp.zeros(2))),
+    )()
+    with pytest.raises(gorl.InputError, match=r"shape \(1,\) where step returns one of shape \(2,\)"):
+        gorl.train(gorl.replace(tiny, {"env": gorl.EnvConfig(broken)}), jax.random.key(0))

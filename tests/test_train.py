@@ -1,0 +1,506 @@
+import itertools
+import re
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import gorl
+from gorl import Phase
+
+
+@pytest.fixture(scope="module")
+def keys():
+    return jax.random.split(jax.random.key(0), 3)
+
+
+@pytest.fixture(scope="module")
+def plain(tiny, keys):
+    """The results of single runs."""
+    return [gorl.train(tiny, key) for key in keys]
+
+
+@pytest.fixture(scope="module")
+def vmapped(tiny, keys):
+    """The program of a run over three seeds, and its result."""
+    program = jax.jit(jax.vmap(gorl.train, in_axes=(None, 0))).lower(tiny, keys).compile()
+    return program, program(tiny, keys)
+
+
+@pytest.fixture(scope="module")
+def watched(tiny, keys):
+    """The chunks of a run, each with the state after it."""
+    return list(gorl.iterate(tiny, keys[0]))
+
+
+@pytest.fixture(scope="module")
+def watched_together(tiny, keys):
+    """The same for a run over three seeds."""
+    return list(gorl.iterate(tiny, keys))
+
+
+@pytest.fixture(scope="session")
+def one_stage(tiny):
+    return gorl.replace(tiny, {"stage_steps": (480,), "decoder": gorl.Identity()})
+
+
+def seed(result, index):
+    return jax.tree.map(lambda leaf: leaf[index], result)
+
+
+# --- A pure function of config and key. ---
+
+
+def test_the_same_key_gives_bit_identical_results(tiny, keys, plain, assert_same):
+    assert_same(gorl.train(tiny, keys[0]), plain[0])
+
+
+def test_different_keys_give_different_results(plain):
+    for one, other in itertools.combinations(plain, 2):
+        assert np.all(one.curve.returns != other.curve.returns)
+        assert np.all(one.returns != other.returns)
+        weights = [result.policy.encoder.network.layers[0].weight for result in (one, other)]
+        assert np.all(weights[0] != weights[1])
+
+
+def test_inside_jit_results_are_bit_identical(tiny, keys, plain, assert_same):
+    assert_same(jax.jit(gorl.train)(tiny, keys[0]), plain[0])
+
+
+def test_every_way_of_compiling_it_works(one_stage, keys, assert_same):
+    result = gorl.train(one_stage, keys[0])
+    assert_same(eqx.filter_jit(gorl.train)(one_stage, keys[0]), result)
+    assert_same(jax.jit(lambda key: gorl.train(one_stage, key))(keys[0]), result)
+
+
+def test_a_seed_of_a_vmapped_run_is_the_single_run(plain, vmapped, assert_same):
+    # Measured: weights and figures within 1e-6 after two stages of five iterations. Longer runs part ways, as every
+    # chaotic system does that is rounded differently.
+    for index, single in enumerate(plain):
+        assert_same(seed(vmapped[1], index), single, rtol=1e-4, atol=1e-5)
+
+
+def test_a_vmapped_run_has_a_leading_axis_of_seeds_everywhere(vmapped, plain):
+    for together, single in zip(jax.tree.leaves(vmapped[1]), jax.tree.leaves(plain[0]), strict=True):
+        assert together.shape == (3, *single.shape)
+
+
+def test_a_batch_of_learning_rates_trains_in_one_vmap(tiny, keys, assert_same):
+    rates = jnp.asarray([1e-3, 5e-3])
+    config = gorl.replace(tiny, {"learner.learning_rate": rates})
+    results = eqx.filter_vmap(gorl.train, in_axes=(eqx.if_array(0), None))(config, keys[0])
+    for index, rate in enumerate(rates):
+        single = gorl.train(gorl.replace(tiny, {"learner.learning_rate": float(rate)}), keys[0])
+        assert_same(seed(results, index), single, rtol=1e-4, atol=1e-5)
+    # Before anything is learned the rate does not matter, afterwards it does.
+    curve = results.curve.returns
+    np.testing.assert_array_equal(curve[0, 0], curve[1, 0])
+    assert np.all(curve[0, -1] != curve[1, -1])
+
+
+def test_every_leaf_of_a_config_has_its_effect(tiny, keys, plain):
+    # A leaf that was read as a constant while tracing would go unnoticed otherwise.
+    changes = {
+        "learner.learning_rate": 3e-3,
+        "learner.max_gradient_norm": 0.01,
+        "learner.discount": 0.5,
+        "learner.gae_lambda": 0.5,
+        "learner.reward_scale": 5.0,
+        "learner.clip": 1e-4,
+        "learner.entropy_cost": 0.5,
+        "learner.value_cost": 3.0,
+        "learner.latent_cost": 0.5,
+        "refinement.learning_rate": 1e-2,
+        "refinement.patience": 1,
+    }
+    assert len(changes) == len(jax.tree.leaves(tiny))
+    before = plain[0].policy
+    for name, value in changes.items():
+        if name == "refinement.patience":
+            continue  # three epochs may well all be better than the one before
+        after = gorl.train(gorl.replace(tiny, {name: value}), keys[0]).policy
+        same = jax.tree.map(lambda one, other: bool(jnp.all(one == other)), eqx.filter(before, eqx.is_array), after)
+        assert not all(jax.tree.leaves(same)), name
+
+
+# --- What is compiled, and how often. ---
+
+
+def test_a_second_call_compiles_nothing(tiny, keys, plain, compilations):
+    key, rate = keys[1], jnp.asarray(2e-3)
+    changed = [
+        tiny,
+        gorl.replace(tiny, {"learner.learning_rate": 2e-3, "learner.clip": 1}),
+        gorl.replace(tiny, {"learner.learning_rate": rate}),
+        gorl.replace(tiny, {"refinement.patience": 2}),
+        gorl.Config.from_json(tiny.to_json()),
+    ]
+    compilations.clear()
+    for config in changed:
+        gorl.train(config, key)
+    assert not compilations
+
+
+def test_chunks_after_the_first_compile_nothing(tiny, keys, watched, compilations):
+    key = keys[2]
+    compilations.clear()
+    assert len(list(gorl.iterate(tiny, key))) == len(watched)
+    assert not compilations
+
+
+class CountsTraces:
+    """An environment that knows how often its step has been traced."""
+
+    observation_size = 2
+    action_size = 2
+    episode_length = 20
+
+    def __init__(self):
+        self.inner = gorl.MultiGoal()
+        self.traces = 0
+
+    def reset(self, key):
+        return self.inner.reset(key)
+
+    def step(self, state, action):
+        self.traces += 1
+        return self.inner.step(state, action)
+
+
+def traces(config, num_stages, train, key):
+    env = CountsTraces()
+    config = gorl.replace(config, {"env": gorl.EnvConfig(env), "stage_steps": (160,) * num_stages})
+    jax.eval_shape(lambda key: train(config, key), key)
+    return env.traces
+
+
+def test_ten_stages_trace_the_environment_as_often_as_two(tiny, keys):
+    two = traces(tiny, 2, gorl.train, keys[0])
+    assert two >= 1
+    assert traces(tiny, 10, gorl.train, keys[0]) == two
+
+
+def test_ten_stages_trace_the_environment_as_often_as_two_over_seeds(tiny, keys):
+    train = jax.vmap(gorl.train, in_axes=(None, 0))
+    assert traces(tiny, 10, train, keys) == traces(tiny, 2, train, keys) == traces(tiny, 2, gorl.train, keys[0])
+
+
+def equations(jaxpr):
+    """All the equations of a program, wherever they are nested."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for part in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda leaf: hasattr(leaf, "eqns")):
+            inner = getattr(part, "jaxpr", part)  # closed or open
+            if hasattr(inner, "eqns"):
+                yield from equations(inner)
+
+
+def branches(jaxpr):
+    return [len(equation.params["branches"]) for equation in equations(jaxpr) if equation.primitive.name == "cond"]
+
+
+def test_over_seeds_the_stage_boundary_is_still_a_branch(tiny, keys):
+    # A batched predicate would have turned it into a select, which refines the decoder in every chunk.
+    single = branches(jax.make_jaxpr(gorl.train)(tiny, keys[0]).jaxpr)
+    together = branches(jax.make_jaxpr(jax.vmap(gorl.train, in_axes=(None, 0)))(tiny, keys).jaxpr)
+    assert single.count(3) == 1
+    # The branches inside, where an unfitted decoder is the identity, are still there as well.
+    assert together == single
+
+
+def test_over_seeds_the_stage_loop_is_one_scan_around_the_branch(tiny, keys):
+    program = jax.make_jaxpr(jax.vmap(gorl.train, in_axes=(None, 0)))(tiny, keys).jaxpr
+    num_chunks = len(gorl.schedule(tiny))
+    loops = [
+        equation
+        for equation in equations(program)
+        if equation.primitive.name == "scan" and equation.params["length"] == num_chunks
+    ]
+    assert len(loops) == 1
+    assert 3 in branches(loops[0].params["jaxpr"].jaxpr)
+
+
+def test_over_seeds_the_compiled_program_has_the_branch_once(vmapped):
+    program, _ = vmapped
+    conditionals = re.findall(r"branch_computations=\{([^}]*)\}", program.as_text())
+    assert [text.count(",") + 1 for text in conditionals].count(3) == 1
+
+
+# --- The Python loop beside the scan. ---
+
+
+def assert_continues_from_anywhere(config, chunks, assert_same):
+    # Each chunk from the state before it: by induction, stopping after any number of them changes nothing.
+    for (_, before), (chunk, after) in itertools.pairwise(chunks):
+        next_chunk, state = next(gorl.iterate(config, before))
+        assert next_chunk.position == chunk.position
+        assert_same(state, after)
+
+
+def test_a_run_continues_bit_identically_from_every_state(tiny, watched, assert_same):
+    assert_continues_from_anywhere(tiny, watched, assert_same)
+
+
+def test_a_run_over_seeds_continues_bit_identically_from_every_state(tiny, watched_together, assert_same):
+    assert_continues_from_anywhere(tiny, watched_together, assert_same)
+
+
+@pytest.mark.parametrize("position", [0, 4, 9, 17])
+def test_a_run_continued_to_its_end_is_bit_identical(tiny, watched, assert_same, position):
+    rest = list(gorl.iterate(tiny, watched[position][1]))
+    assert len(rest) == len(watched) - position - 1
+    assert_same(rest[-1][1], watched[-1][1])
+
+
+def test_a_state_that_has_been_through_the_host_continues_bit_identically(tiny, watched, assert_same):
+    # As it does through a file: weak types and devices are gone, and so is every object that it was made with.
+    def copy(leaf):
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(np.asarray(jax.random.key_data(leaf)))
+        return jnp.asarray(np.array(leaf))
+
+    _, state = next(gorl.iterate(tiny, jax.tree.map(copy, watched[9][1])))
+    assert_same(state, watched[10][1])
+
+
+def test_a_finished_run_has_nothing_left_to_do(tiny, watched):
+    assert list(gorl.iterate(tiny, watched[-1][1])) == []
+
+
+def test_iterating_gives_the_chunks_of_the_schedule(tiny, watched):
+    assert [int(chunk.position) for chunk, _ in watched] == list(range(len(gorl.schedule(tiny))))
+    assert [int(state.position) for _, state in watched] == list(range(1, len(watched) + 1))
+
+
+def test_the_loop_ends_with_the_result_of_train(tiny, watched, plain, assert_same):
+    # Measured: bit-identical. Only the compiler says so, therefore the tolerance.
+    assert_same(gorl.finish(tiny, watched[-1][1]), plain[0], rtol=1e-4, atol=1e-5)
+
+
+def test_the_loop_over_seeds_ends_with_the_result_of_the_vmapped_train(tiny, watched_together, vmapped, assert_same):
+    # Measured: returns within 3e-7, weights within 1e-6.
+    assert_same(gorl.finish(tiny, watched_together[-1][1]), vmapped[1], rtol=1e-4, atol=1e-5)
+
+
+def test_a_run_finished_early_has_the_evaluations_so_far(tiny, watched):
+    result = gorl.finish(tiny, watched[3][1])
+    assert np.isfinite(result.curve.mean_return).tolist() == [True, True] + [False] * 6
+    assert np.all(np.isnan(result.returns))
+
+
+# --- Stages. ---
+
+
+def test_a_decoder_is_frozen_while_the_encoder_learns(watched, assert_same):
+    for (_, before), (chunk, after) in itertools.pairwise(watched):
+        if chunk.phase != Phase.REFINE:
+            assert_same(before.decoder, after.decoder)
+
+
+def test_an_evaluation_changes_nothing_that_learns(watched, assert_same):
+    for (_, before), (chunk, after) in itertools.pairwise(watched):
+        if chunk.phase == Phase.EVALUATE:
+            assert_same((before.memory, before.episode), (after.memory, after.episode))
+
+
+def refined(watched):
+    """The states before and after the refinement."""
+    (position,) = [index for index, (chunk, _) in enumerate(watched) if chunk.phase == Phase.REFINE]
+    return watched[position - 1][1], watched[position][1]
+
+
+def test_a_stage_begins_with_a_fresh_encoder_close_to_the_prior(tiny, watched):
+    first, (before, after) = watched[0][1], refined(watched)
+    encoders = [tiny.learner.encoder(state.memory) for state in (first, before, after)]
+    mean, std = jax.vmap(encoders[2].distribution)(jax.random.normal(jax.random.key(1), (100, 2)))
+    np.testing.assert_allclose(mean, 0, atol=0.1)
+    np.testing.assert_allclose(std, 1, atol=0.1)
+    # The public GoRL code begins every stage with the very weights of the first.
+    fresh = [encoder.network.layers[0].weight for encoder in encoders]
+    assert np.all(fresh[2] != fresh[0])
+    assert np.all(fresh[2] != fresh[1])
+
+
+def test_a_refinement_replaces_the_decoder_and_forgets_the_best(watched):
+    before, after = refined(watched)
+    assert np.all(before.decoder.network.layers[0].weight != after.decoder.network.layers[0].weight)
+    assert after.best.mean_return == -np.inf
+    # The decoder's statistics are those of what it was fitted to: 8 episodes of 20 steps.
+    assert after.decoder.statistics.count == 160
+    # Episodes that were running under the old decoder are not gone on with.
+    assert np.all(after.episode.over)
+
+
+def test_every_refinement_but_none_after_the_last_stage(tiny, plain):
+    fits = plain[0].fits
+    assert fits.num_epochs.shape == fits.heldout_loss.shape == fits.training_loss.shape == (tiny.num_stages - 1,)
+    assert np.all((fits.num_epochs >= 1) & (fits.num_epochs <= tiny.refinement.num_epochs))
+    assert np.all(np.isfinite(fits.heldout_loss))
+
+
+def test_one_stage_refines_nothing(one_stage, keys):
+    result = gorl.train(one_stage, keys[0])
+    assert result.fits.num_epochs.shape == (0,)
+    assert np.all(np.isfinite(result.returns))
+
+
+def test_one_stage_does_not_even_compile_a_refinement(one_stage, keys):
+    assert 3 not in branches(jax.make_jaxpr(gorl.train)(one_stage, keys[0]).jaxpr)
+
+
+def evaluations(watched, stage):
+    """The evaluations of a stage: chunk, state after it, and mean return."""
+    return [
+        (state, float(jnp.mean(state.returns[chunk.evaluation])))
+        for chunk, state in watched
+        if chunk.phase == Phase.EVALUATE and chunk.stage == stage and not chunk.is_final
+    ]
+
+
+@pytest.mark.parametrize("stage", [0, 1])
+def test_the_best_of_a_stage_is_its_greatest_mean_return(watched, stage):
+    seen = evaluations(watched, stage)
+    means = [mean for _, mean in seen]
+    assert len(set(means)) == len(means)
+    np.testing.assert_allclose([state.best.mean_return for state, _ in seen], np.maximum.accumulate(means), rtol=1e-6)
+
+
+def test_the_policy_kept_is_the_best_of_the_last_stage(tiny, watched, assert_same):
+    best, _ = max(evaluations(watched, stage=1), key=lambda evaluation: evaluation[1])
+    result = gorl.finish(tiny, watched[-1][1])
+    assert_same(result.policy.encoder, tiny.learner.encoder(best.memory))
+    assert_same(result.policy.decoder.decoder, watched[-1][1].decoder)
+    assert bool(result.policy.decoder.fitted)
+
+
+def test_each_seed_keeps_its_own_best(tiny, watched_together):
+    final = watched_together[-1][1]
+    means = np.asarray(jnp.mean(final.returns, axis=-1))[:, :-1]
+    stage = np.asarray([chunk.stage for chunk, _ in watched_together if chunk.phase == Phase.EVALUATE])[:-1]
+    np.testing.assert_allclose(final.best.mean_return, means[:, stage == 1].max(axis=1), rtol=1e-6)
+
+
+def test_the_policy_in_the_result_earns_what_the_result_says(tiny, plain):
+    # Other episodes, but of the same policy: their means are apart by a few standard errors at most.
+    returns = gorl.evaluate(tiny.env, plain[0].policy, jax.random.key(5), num_episodes=256)
+    spread = float(jnp.std(returns))
+    assert abs(float(jnp.mean(plain[0].returns)) - float(jnp.mean(returns))) < 4 * spread / 2
+
+
+def test_an_evaluation_that_is_nan_never_becomes_the_best(tiny, watched, assert_same):
+    position = next(p for p, (chunk, _) in enumerate(watched) if chunk.phase == Phase.EVALUATE and p > 1)
+    state = watched[position - 1][1]
+    broken = eqx.tree_at(
+        lambda s: s.memory.encoder.network,
+        state,
+        jax.tree.map(lambda weights: jnp.full_like(weights, jnp.nan), state.memory.encoder.network),
+    )
+    chunk, after = next(gorl.iterate(tiny, broken))
+    assert chunk.phase == Phase.EVALUATE
+    assert np.all(np.isnan(after.returns[chunk.evaluation]))
+    assert_same(after.best, state.best)
+
+
+def test_training_length_cuts_episodes_while_training_only(one_stage, counting, keys):
+    # Ten steps in an iteration: the fourth episode of three steps is one step old when it ends.
+    config = gorl.replace(one_stage, {"env": gorl.EnvConfig(counting(episode_length=20), training_length=3)})
+    (_, evaluated), (chunk, learned) = itertools.islice(gorl.iterate(config, keys[0]), 2)
+    assert chunk.phase == Phase.LEARN
+    assert learned.episode.elapsed.tolist() == [1] * 16
+    assert np.all(evaluated.returns[0] == sum(range(1, 21)))
+
+
+# --- The curve. ---
+
+
+def test_the_curve_follows_the_schedule(tiny, plain):
+    curve, chunks = plain[0].curve, gorl.schedule(tiny)
+    rows = (chunks.phase == Phase.EVALUATE) & ~chunks.is_final
+    np.testing.assert_array_equal(curve.stage, chunks.stage[rows])
+    np.testing.assert_array_equal(curve.env_steps, 160 * chunks.iterations[rows])
+    assert curve.returns.shape == (rows.sum(), tiny.evaluation_episodes)
+    np.testing.assert_allclose(curve.mean_return, np.mean(curve.returns, axis=1), rtol=1e-6)
+    assert np.all(np.isfinite(curve.returns))
+
+
+def test_figures_of_the_learner_are_there_but_for_the_beginning_of_a_stage(tiny, plain):
+    curve = plain[0].curve
+    begins = np.asarray([0, *(np.flatnonzero(np.diff(curve.stage)) + 1)])
+    assert len(begins) == 2
+    assert set(curve.metrics) == set(tiny.learner.metric_names())
+    for figures in curve.metrics.values():
+        assert np.flatnonzero(np.isnan(figures)).tolist() == begins.tolist()
+
+
+def test_env_steps_do_not_overflow():
+    # 180M steps of sixteen seeds pass 2^31, and so do a few thousand iterations of the paper's size.
+    curve = gorl.Curve(jnp.asarray([0, 5000]), jnp.zeros(2, jnp.int32), jnp.zeros((2, 1)), {}, 983_040)
+    assert curve.env_steps.tolist() == [0, 4_915_200_000]
+
+
+# --- It learns. ---
+
+
+def test_it_learns_and_its_stages_hand_over(tiny, keys):
+    config = gorl.replace(
+        tiny,
+        {
+            "env": gorl.EnvConfig("MultiGoal"),
+            "learner": gorl.PPO(
+                num_envs=64,
+                unroll_length=10,
+                num_unrolls=2,
+                num_minibatches=4,
+                num_epochs=4,
+                value_width=64,
+                value_depth=2,
+                reward_scale=1.0,
+                discount=0.95,
+            ),
+            "decoder": gorl.FlowMatching(width=32, depth=2),
+            "refinement": gorl.Refinement(num_episodes=64, num_heldout=6, batch_size=256, num_epochs=20),
+            "stage_steps": (100_000, 100_000),
+            "evaluation_interval": 20_000,
+            "evaluation_episodes": 64,
+        },
+    )
+    results = jax.vmap(gorl.train, in_axes=(None, 0))(config, keys)
+    assert np.all(np.mean(results.returns, axis=-1) > 35)
+    curve = results.curve
+    first, last = (np.asarray(curve.mean_return)[:, curve.stage[0] == stage] for stage in (0, 1))
+    # Nothing is known at the beginning, and what has been learned is handed on.
+    assert np.mean(first[:, 0]) < 10
+    assert np.mean(last[:, 0]) >= 0.7 * np.mean(first.max(axis=1))
+
+
+# --- Bad input. ---
+
+
+@pytest.mark.parametrize("run", [gorl.train, gorl.iterate])
+@pytest.mark.parametrize(
+    "make_key",
+    [lambda: 0, lambda: None, lambda: jax.random.PRNGKey(0), lambda: np.zeros(2, np.uint32), lambda: "0"],
+    ids=["an int", "None", "a raw key", "a raw numpy key", "a string"],
+)
+def test_a_key_of_the_wrong_kind_is_refused(tiny, unchecked, compilations, run, make_key):
+    key = make_key()
+    compilations.clear()
+    with pytest.raises(gorl.InputError, match=r"the key must come from jax\.random\.key"):
+        run(tiny, key)
+    assert not compilations
+
+
+def test_train_takes_one_key(tiny, unchecked, keys, compilations):
+    with pytest.raises(gorl.InputError, match=r"train takes one key: use jax\.vmap"):
+        gorl.train(tiny, keys)
+    assert not compilations
+
+
+def test_a_table_of_keys_is_refused(tiny, unchecked, keys, compilations):
+    table = keys.reshape(1, 3)
+    compilations.clear()
+    with pytest.raises(gorl.InputError):
+        gorl.iterate(tiny, table)
+    assert not compilations
