@@ -32,7 +32,7 @@ def perceptron(
     - `width`: the length of each hidden layer.
     - `depth`: the number of hidden layers.
     - `key`: decides the initial weights.
-    - `output_scale`: multiplies the initial weights of the last layer; with 0.01 the network starts close to zero.
+    - `output_scale`: multiplies the initial weights of the last layer; with 0 the network starts at zero.
     """
     network = eqx.nn.MLP(
         input_size, output_size, width, depth, activation=_SiLU(), final_activation=eqx.nn.Identity(), key=key

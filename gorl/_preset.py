@@ -31,7 +31,7 @@ _LAPTOP: dict[str, Any] = {
     "learner.learning_rate": 2e-3,
     "learner.discount": 0.97,
     "learner.entropy_cost": 2e-2,
-    "learner.latent_cost": 1e-3,
+    "learner.latent_cost": 2e-3,
     "decoder.width": 64,
     "decoder.depth": 2,
     "decoder.num_draws": 2,

@@ -4,12 +4,12 @@ import csv
 import json
 import sys
 
-import gorl_cli._app
 import jax
 import numpy as np
 import pytest
 
 import gorl
+import gorl_cli._app
 
 # Two stages of three iterations each: as small as a run can be and still do everything.
 SMALL = [
@@ -35,11 +35,13 @@ def command(monkeypatch, capsys):
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["gorl", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
+        code = 0
+        try:
             gorl_cli._app.main()
-            raise SystemExit(0)
+        except SystemExit as stop:
+            code = stop.code or 0
         output = capsys.readouterr()
-        return stop.value.code or 0, output.out, output.err
+        return code, output.out, output.err
 
     return run
 

@@ -144,3 +144,15 @@ def test_the_identity_decoder_returns_the_latent():
     decoder = Identity().init(RunningStatistics.empty(OBSERVATION_SIZE), ACTION_SIZE, jax.random.key(0))
     assert isinstance(decoder, IdentityDecoder)
     np.testing.assert_array_equal(decoder.decode(OBSERVATION, LATENT), LATENT)
+
+
+def test_an_adaptive_solve_does_not_stop_half_way():
+    # Two steps are too few for these tolerances; num_steps is about equal steps only.
+    decoder = known_decoder(solver="Tsit5", rtol=1e-5, atol=1e-5, num_steps=2)
+    np.testing.assert_allclose(decoder.decode(OBSERVATION, LATENT), EXACT, atol=1e-4)
+
+
+def test_a_controller_that_does_not_arrive_gives_nan_rather_than_an_unfinished_action():
+    controller = diffrax.PIDController(rtol=1e-5, atol=1e-5)
+    decoded = known_decoder().integrate(OBSERVATION, LATENT, diffrax.Tsit5(), controller, num_steps=3)
+    assert np.isnan(decoded).all()

@@ -97,11 +97,17 @@ def test_a_brax_environment_steps_as_by_itself_on_every_backend(backend):
 
 
 def test_an_episode_starts_where_the_environment_itself_does():
-    # Brax's default backend, whichever that is: another would start in a state of another type.
-    env, key = raw_brax("brax/inverted_pendulum"), jax.random.key(0)
-    start, state = load(gorl.EnvConfig("brax/inverted_pendulum")).start(key).state, jax.jit(env.reset)(key)
-    assert jax.tree.structure(start) == jax.tree.structure(state)
-    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, atol=1e-5), start, state)
+    key, options = jax.random.key(0), {"backend": "spring"}
+    start = load(gorl.EnvConfig("brax/inverted_pendulum", **options)).start(key)
+    state = jax.jit(raw_brax("brax/inverted_pendulum", **options).reset)(key)
+    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, atol=1e-5), start.state, state)
+
+
+def test_brax_backend_defaults_to_the_environments_own():
+    # The backends keep states of different types, which tracing shows without compiling any physics.
+    start = jax.eval_shape(load(gorl.EnvConfig("brax/inverted_pendulum")).start, jax.random.key(0))
+    state = jax.eval_shape(raw_brax("brax/inverted_pendulum").reset, jax.random.key(0))
+    assert jax.tree.structure(start.state) == jax.tree.structure(state)
 
 
 @pytest.mark.parametrize("name", ["HopperHop", "brax/hopper"])
@@ -383,11 +389,10 @@ def _bool(value):
         ((_float, _bool), (_float, _float)),
         ((_int, _bool), (_int, _bool)),
         ((_float, _float), (_float, _weak)),
-        ((_float, lambda value: jnp.asarray(0)), (_float, _bool)),
         ((_float, lambda value: jnp.asarray(0.0)), (_float, _float)),
         ((lambda value: 0.0, lambda value: 0.0), (_float, _float)),
     ],
-    ids=["bool step", "float step", "int reward", "weak step", "weak int start", "weak start", "python numbers start"],
+    ids=["bool step", "float step", "int reward", "weak step", "weak start", "python numbers start"],
 )
 def test_careless_types_are_matched(counting, make_policy, start, after):
     env = Careless(counting(terminates_at=3), start, after)

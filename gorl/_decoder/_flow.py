@@ -13,6 +13,8 @@ from .._statistics import RunningStatistics
 from .._types import RandomKey, Real
 from ._base import AbstractDecoder, AbstractDecoderConfig
 
+_MAX_ADAPTIVE_STEPS = 4096  # diffrax's own default; a solve that needs more has gone wrong
+
 
 def embed_time(time: Float[Array, ""], num_frequencies: int) -> Float[Array, " embedding"]:
     """The cosines and sines of `2^k time` for `k = 0, 1, ..`, as the network sees the time of the flow."""
@@ -28,7 +30,7 @@ class FlowDecoder(AbstractDecoder):
     - `network`: the velocity; takes the normalised observation, the point and the embedded time.
     - `statistics`: those of the observations it was fitted to.
     - `solver`: any explicit diffrax ODE solver.
-    - `num_steps`: how many equal steps the solver takes, or at most takes where the steps are adaptive.
+    - `num_steps`: how many equal steps the solver takes.
     - `rtol`, `atol`: the tolerances that a PID controller adapts the steps to; `None` for equal steps.
     - `num_draws`: how many draws of noise and time the loss averages over.
     - `num_frequencies`: how many frequencies the time is embedded with.
@@ -60,7 +62,7 @@ class FlowDecoder(AbstractDecoder):
         if self.rtol is None or self.atol is None:
             return self.integrate(observation, latent, self.solver, num_steps=self.num_steps)
         controller = diffrax.PIDController(rtol=self.rtol, atol=self.atol)
-        return self.integrate(observation, latent, self.solver, controller, num_steps=self.num_steps)
+        return self.integrate(observation, latent, self.solver, controller, num_steps=_MAX_ADAPTIVE_STEPS)
 
     def integrate(
         self,
@@ -79,6 +81,10 @@ class FlowDecoder(AbstractDecoder):
         - `solver`: any explicit diffrax ODE solver.
         - `stepsize_controller`: any diffrax step-size controller; `None` for equal steps.
         - `num_steps`: how many equal steps, or the most that the controller may take.
+
+        **Returns:**
+
+        The action, or NaN if the controller did not arrive in so many steps.
         """
         if stepsize_controller is None:
             # Equal steps have a known number, so that no device has to be asked whether the solve is over.
@@ -100,7 +106,8 @@ class FlowDecoder(AbstractDecoder):
             throw=False,  # an error check is a host callback in every environment step
         )
         assert solution.ys is not None
-        return solution.ys[0]
+        arrived = solution.result == diffrax.RESULTS.successful
+        return jnp.where(arrived, solution.ys[0], jnp.nan)
 
     def loss(
         self, observation: Float[Array, " observation"], action: Float[Array, " action"], key: RandomKey
@@ -134,8 +141,8 @@ class FlowMatching(AbstractDecoderConfig):
     - `num_draws`: draws of noise and time for each action and epoch.
     - `num_frequencies`: frequencies that the time is embedded with.
     - `solver`: an explicit diffrax ODE solver or its name, such as `"Euler"`, `"Heun"`, `"Midpoint"`, `"Tsit5"`.
-    - `num_steps`: equal steps from noise to action; the most that are taken where the steps are adaptive.
-    - `rtol`, `atol`: give both for steps that a PID controller adapts to these tolerances.
+    - `num_steps`: equal steps from noise to action.
+    - `rtol`, `atol`: give both for steps that a PID controller adapts to these tolerances, instead of equal ones.
     """
 
     width: int = size(32)

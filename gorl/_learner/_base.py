@@ -52,7 +52,7 @@ class AbstractLearner(eqx.Module, Generic[Memory]):
 
     @abc.abstractmethod
     def init(self, observation_size: int, latent_size: int, key: RandomKey) -> Memory:
-        """A fresh memory, whose encoder is close to N(0, I) whatever the observation."""
+        """A fresh memory, whose encoder is N(0, I) whatever the observation."""
 
     @abc.abstractmethod
     def restart(self, memory: Memory, key: RandomKey) -> Memory:

@@ -24,7 +24,7 @@ class GaussianEncoder(AbstractEncoder):
 
     @staticmethod
     def init(observation_size: int, latent_size: int, width: int, depth: int, key: RandomKey) -> "GaussianEncoder":
-        """An encoder that starts close to N(0, I) whatever the observation.
+        """An encoder that starts at N(0, I) whatever the observation.
 
         **Arguments:**
 
@@ -32,7 +32,7 @@ class GaussianEncoder(AbstractEncoder):
         - `width`, `depth`: hidden layers.
         - `key`: decides the initial weights.
         """
-        network = perceptron(observation_size, 2 * latent_size, width, depth, key=key, output_scale=0.01)
+        network = perceptron(observation_size, 2 * latent_size, width, depth, key=key, output_scale=0.0)
         unit_std = jnp.log(jnp.expm1(1.0 - MIN_STD))  # softplus of this is 1 - MIN_STD
         bias = jnp.concatenate([jnp.zeros(latent_size), jnp.full(latent_size, unit_std)])
         network = eqx.tree_at(lambda mlp: mlp.layers[-1].bias, network, bias)
