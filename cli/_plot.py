@@ -54,9 +54,9 @@ def learning_curve(title: str, curve: gorl.Curve) -> bytes:
     axes.set_xlabel("environment steps")
     axes.set_ylabel("return")
     axes.xaxis.set_major_formatter(matplotlib.ticker.EngFormatter(sep=""))
-    axes.set_xlim(0, env_steps[-1])
-    axes.set_ylim(bottom=min(0.0, float(np.nanmin(returns))))
-    axes.margins(y=0.12)
+    lowest, highest = min(0.0, float(np.nanmin(returns))), float(np.nanmax(returns))
+    axes.set_xlim(0, 1.01 * env_steps[-1])
+    axes.set_ylim(lowest, lowest + 1.15 * max(highest - lowest, 1e-3))  # room for the names of the stages
     axes.spines[["top", "right"]].set_visible(False)
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=150)

@@ -27,33 +27,44 @@ class Range:
     """The values that a hyperparameter may take."""
 
     integral: bool
+    is_static: bool = False  # one number, or a tuple of them, and never a batch
+    is_tuple: bool = False
+    is_optional: bool = False
     above: int | float | None = None
     at_least: int | float | None = None
-    below: int | float | None = None
     at_most: int | float | None = None
 
     def __str__(self) -> str:
         bounds = (
             ("above", self.above),
             ("at least", self.at_least),
-            ("below", self.below),
             ("at most", self.at_most),
         )
         limits = " and ".join(f"{word} {bound:g}" for word, bound in bounds if bound is not None)
-        return f"{'an integer' if self.integral else 'a number'} {limits}".rstrip()
+        kind = "integer" if self.integral else "number"
+        many = "one or more" if self.is_tuple else "an" if self.integral else "a"
+        return f"{many} {kind}{'s' * self.is_tuple} {limits}".rstrip()
 
-    def holds(self, value: np.ndarray) -> bool:
-        """Whether every entry of `value` lies in the range (NaN never does)."""
-        inside = ~np.isnan(value)
-        if self.above is not None:
-            inside &= value > self.above
-        if self.at_least is not None:
-            inside &= value >= self.at_least
-        if self.below is not None:
-            inside &= value < self.below
-        if self.at_most is not None:
-            inside &= value <= self.at_most
-        return bool(np.all(inside))
+    def holds(self, value: Any) -> bool:
+        """Whether `value` is of the right kind and lies in the range, with every entry of it (NaN never does)."""
+        if value is None:
+            return self.is_optional
+        if self.is_tuple:
+            return isinstance(value, tuple) and all(dataclasses.replace(self, is_tuple=False).holds(v) for v in value)
+        numbers = (int,) if self.is_static else (int, float, np.ndarray, np.generic, jax.Array)
+        if not isinstance(value, numbers):
+            return False
+        array = np.asarray(value)
+        if array.dtype.kind not in ("iu" if self.integral else "fiu"):
+            return False
+        array = array.astype(np.float64)
+        bounds = (
+            (self.above, np.greater),
+            (self.at_least, np.greater_equal),
+            (self.at_most, np.less_equal),
+        )
+        inside = all(np.all(compare(array, bound)) for bound, compare in bounds if bound is not None)
+        return inside and not np.any(np.isnan(array))
 
 
 def _as_real(value: Any) -> Any:
@@ -62,19 +73,29 @@ def _as_real(value: Any) -> Any:
     return value
 
 
-def real(default: float | None, **bounds: int | float) -> Any:
+def real(
+    default: float | None,
+    *,
+    above: int | float | None = None,
+    at_least: int | float | None = None,
+    at_most: int | float | None = None,
+) -> Any:
     """Declares a real hyperparameter: a pytree leaf, so that a batch of them can be trained under `vmap`."""
-    return eqx.field(default=default, converter=_as_real, metadata={"range": Range(False, **bounds)})
+    allowed = Range(False, is_optional=default is None, above=above, at_least=at_least, at_most=at_most)
+    return eqx.field(default=default, converter=_as_real, metadata={"range": allowed})
 
 
-def count(default: int, **bounds: int | float) -> Any:
+def count(default: int, *, at_least: int) -> Any:
     """Declares an integer hyperparameter that decides no shape: a pytree leaf."""
-    return eqx.field(default=default, metadata={"range": Range(True, **bounds)})
+    return eqx.field(default=default, metadata={"range": Range(True, at_least=at_least)})
 
 
 def size(default: Any, *, at_least: int = 1) -> Any:
     """Declares an integer, or a tuple of integers, that decides a shape or a trip count: static."""
-    return eqx.field(default=default, static=True, metadata={"range": Range(True, at_least=at_least)})
+    allowed = Range(
+        True, is_static=True, is_tuple=isinstance(default, tuple), is_optional=default is None, at_least=at_least
+    )
+    return eqx.field(default=default, static=True, metadata={"range": allowed})
 
 
 def check_ranges(group: eqx.Module, prefix: str = "") -> None:
@@ -95,20 +116,11 @@ def check_ranges(group: eqx.Module, prefix: str = "") -> None:
         value = getattr(group, field.name)
         if isinstance(value, eqx.Module):
             check_ranges(value, f"{prefix}{field.name}.")
-        elif (allowed := field.metadata.get("range")) is not None and value is not None:
-            _check_range(allowed, f"{prefix}{field.name}", value)
-
-
-def _check_range(allowed: Range, name: str, value: Any) -> None:
-    if isinstance(value, jax.core.Tracer):  # pyright: ignore[reportAttributeAccessIssue]
-        return
-    try:
-        array = np.asarray(value)
-    except ValueError as error:
-        raise InputError(f"{name} must be {allowed}, not {value!r}.") from error
-    kinds = "iu" if allowed.integral else "fiu"
-    if array.dtype.kind not in kinds or not allowed.holds(array.astype(np.float64)):
-        raise InputError(f"{name} must be {allowed}, not {value!r}.")
+        elif (allowed := field.metadata.get("range")) is not None:
+            if isinstance(value, jax.core.Tracer):  # pyright: ignore[reportAttributeAccessIssue]
+                continue
+            if not allowed.holds(value):
+                raise InputError(f"{prefix}{field.name} must be {allowed}, not {value!r}.")
 
 
 def replace(group: Group, changes: Mapping[str, Any]) -> Group:

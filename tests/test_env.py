@@ -110,7 +110,7 @@ def test_brax_backend_defaults_to_the_environments_own():
     assert jax.tree.structure(start.state) == jax.tree.structure(state)
 
 
-@pytest.mark.parametrize("name", ["HopperHop", "brax/hopper"])
+@pytest.mark.parametrize("name", ["CartpoleSwingup", "brax/inverted_pendulum"])
 def test_episodes_of_the_shipped_environments_are_1000_steps(name):
     assert load(gorl.EnvConfig(name)).num_steps == 1000
 

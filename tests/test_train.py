@@ -50,6 +50,13 @@ def seed(result, index):
     return jax.tree.map(lambda leaf: leaf[index], result)
 
 
+def assert_close(one, other, assert_same):
+    """Asserts that two results of the same short run differ by no more than the order of rounding explains."""
+    assert_same(one, other, rtol=1e-4, atol=1e-5)
+    # The returns of so short a run are tiny, so that only their ratios say anything.
+    assert_same((one.curve.returns, one.returns), (other.curve.returns, other.returns), rtol=1e-4)
+
+
 # --- A pure function of config and key. ---
 
 
@@ -76,10 +83,11 @@ def test_every_way_of_compiling_it_works(one_stage, keys, assert_same):
 
 
 def test_a_seed_of_a_vmapped_run_is_the_single_run(plain, vmapped, assert_same):
-    # Measured: weights and figures within 1e-6 after two stages of five iterations. Longer runs part ways, as every
-    # chaotic system does that is rounded differently.
+    # Measured: returns within 4e-7, weights within 2e-6 after two stages of five iterations. Longer runs part ways, as
+    # every chaotic system does that is rounded differently: after sixteen iterations of PPO, returns differ by
+    # percents.
     for index, single in enumerate(plain):
-        assert_same(seed(vmapped[1], index), single, rtol=1e-4, atol=1e-5)
+        assert_close(seed(vmapped[1], index), single, assert_same)
 
 
 def test_a_vmapped_run_has_a_leading_axis_of_seeds_everywhere(vmapped, plain):
@@ -98,7 +106,7 @@ def test_a_batch_of_hyperparameters_trains_in_one_vmap(tiny, keys, assert_same):
     results = eqx.filter_vmap(gorl.train, in_axes=(eqx.if_array(0), None))(config, keys[0])
     for index in (0, 1):
         single = gorl.train(gorl.replace(tiny, {name: values[index] for name, values in batch.items()}), keys[0])
-        assert_same(seed(results, index), single, rtol=1e-4, atol=1e-5)
+        assert_close(seed(results, index), single, assert_same)
     # Before anything is learned the values do not matter, afterwards they do.
     curve = results.curve.returns
     np.testing.assert_array_equal(curve[0, 0], curve[1, 0])
@@ -275,13 +283,14 @@ def test_iterating_gives_the_chunks_of_the_schedule(tiny, watched):
 
 
 def test_the_loop_ends_with_the_result_of_train(tiny, watched, plain, assert_same):
-    # Measured: bit-identical. Only the compiler says so, therefore the tolerance.
-    assert_same(gorl.finish(tiny, watched[-1][1]), plain[0], rtol=1e-4, atol=1e-5)
+    # Measured: bit-identical, here and in runs of 150 iterations. Nothing but the compiler promises it, hence a
+    # tolerance.
+    assert_close(gorl.finish(tiny, watched[-1][1]), plain[0], assert_same)
 
 
 def test_the_loop_over_seeds_ends_with_the_result_of_the_vmapped_train(tiny, watched_together, vmapped, assert_same):
     # Measured: returns within 3e-7, weights within 1e-6.
-    assert_same(gorl.finish(tiny, watched_together[-1][1]), vmapped[1], rtol=1e-4, atol=1e-5)
+    assert_close(gorl.finish(tiny, watched_together[-1][1]), vmapped[1], assert_same)
 
 
 def test_a_run_finished_early_has_the_evaluations_so_far(tiny, watched):
