@@ -86,6 +86,7 @@ class FlowDecoder(AbstractDecoder):
 
         The action, or NaN if the controller did not arrive in so many steps.
         """
+        is_adaptive = stepsize_controller is not None
         if stepsize_controller is None:
             # Equal steps have a known number, so that no device has to be asked whether the solve is over.
             stepsize_controller = diffrax.StepTo(ts=jnp.linspace(0.0, 1.0, num_steps + 1))
@@ -106,8 +107,10 @@ class FlowDecoder(AbstractDecoder):
             throw=False,  # an error check is a host callback in every environment step
         )
         assert solution.ys is not None
-        arrived = solution.result == diffrax.RESULTS.successful
-        return jnp.where(arrived, solution.ys[0], jnp.nan)
+        action = solution.ys[0]
+        if is_adaptive:
+            action = jnp.where(solution.result == diffrax.RESULTS.successful, action, jnp.nan)
+        return action
 
     def loss(
         self, observation: Float[Array, " observation"], action: Float[Array, " action"], key: RandomKey
