@@ -3,10 +3,15 @@ from ._config import Config as Config
 from ._decoder import (
     AbstractDecoder as AbstractDecoder,
     AbstractDecoderConfig as AbstractDecoderConfig,
+    Diffusion as Diffusion,
+    DiffusionDecoder as DiffusionDecoder,
     FlowDecoder as FlowDecoder,
     FlowMatching as FlowMatching,
+    Gaussian as Gaussian,
+    GaussianDecoder as GaussianDecoder,
     Identity as Identity,
     IdentityDecoder as IdentityDecoder,
+    NoiseSchedule as NoiseSchedule,
 )
 from ._env import (
     EnvConfig as EnvConfig,
@@ -19,12 +24,21 @@ from ._errors import InputError as InputError
 from ._evaluation import evaluate as evaluate
 from ._hyperparameters import parse as parse, replace as replace, whole_number as whole_number
 from ._learner import (
+    DPPO as DPPO,
+    FPO as FPO,
     PPO as PPO,
+    SAC as SAC,
+    AbstractClippedLearner as AbstractClippedLearner,
     AbstractEncoder as AbstractEncoder,
     AbstractLearner as AbstractLearner,
+    Assessment as Assessment,
+    ChainEncoder as ChainEncoder,
     Experience as Experience,
+    FlowEncoder as FlowEncoder,
     GaussianEncoder as GaussianEncoder,
 )
+from ._method import Method as Method, methods as methods, register as register
+from ._ode import Integrator as Integrator
 from ._policy import Policy as Policy, StagedDecoder as StagedDecoder
 from ._preset import preset as preset, reschedule as reschedule
 from ._regression import Fit as Fit, Refinement as Refinement, fit_decoder as fit_decoder

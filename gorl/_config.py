@@ -73,6 +73,12 @@ class Config(eqx.Module):
                     f"{self.steps_per_iteration:,}: give more steps, fewer stages, or a smaller iteration "
                     "(learner.num_envs, learner.num_unrolls)."
                 )
+        if self.learner.on_actions and not isinstance(self.decoder, Identity):
+            learner, decoder = type(self.learner).__name__, type(self.decoder).__name__
+            raise InputError(
+                f"{learner} learns actions themselves here, and takes no {decoder} decoder: set decoder to "
+                "gorl.Identity(), or choose a learner of latents."
+            )
         if self.num_stages > 1 and isinstance(self.decoder, Identity):
             raise InputError("the identity decoder cannot be refined: give it one stage, or another decoder.")
 

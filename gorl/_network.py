@@ -1,4 +1,4 @@
-"""The multilayer perceptron behind every policy, value function and decoder."""
+"""The networks behind every policy, value function and decoder."""
 
 import equinox as eqx
 import jax
@@ -47,3 +47,48 @@ def perceptron(
     biases = [jnp.zeros(layer.out_features) for layer in network.layers]
     network = eqx.tree_at(lambda mlp: [layer.weight for layer in mlp.layers], network, weights)
     return eqx.tree_at(lambda mlp: [layer.bias for layer in mlp.layers], network, biases)
+
+
+def embed_time(time: Float[Array, ""], num_frequencies: int) -> Float[Array, " embedding"]:
+    """The cosines and sines of `2^k time` for `k = 0, 1, ..`, as a network sees the time of a flow or a diffusion."""
+    angles = time * 2.0 ** jnp.arange(num_frequencies)
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)])
+
+
+class ConditionalField(eqx.Module):
+    """A learned vector field over actions that an observation and a time decide: a velocity, or a noise.
+
+    **Arguments:**
+
+    - `network`: takes the normalised observation, the point and the embedded time, in this order.
+    - `num_frequencies`: how many frequencies the time is embedded with.
+    - `output_scale`: multiplies what the network says.
+    """
+
+    network: eqx.nn.MLP
+    num_frequencies: int = eqx.field(static=True)
+    output_scale: float = eqx.field(static=True, default=1.0)
+
+    @staticmethod
+    def init(
+        observation_size: int,
+        action_size: int,
+        width: int,
+        depth: int,
+        num_frequencies: int,
+        *,
+        key: RandomKey,
+        output_scale: float = 1.0,
+        initial_scale: float = 1.0,
+    ) -> "ConditionalField":
+        """A fresh field; `initial_scale` multiplies the initial weights of the last layer, and only those."""
+        input_size = observation_size + action_size + 2 * num_frequencies
+        network = perceptron(input_size, action_size, width, depth, key=key, output_scale=initial_scale)
+        return ConditionalField(network, num_frequencies, output_scale)
+
+    def __call__(
+        self, observation: Float[Array, " observation"], point: Float[Array, " action"], time: Float[Array, ""]
+    ) -> Float[Array, " action"]:
+        """The vector at `point` and `time`, given a normalised observation."""
+        inputs = jnp.concatenate([observation, point, embed_time(time, self.num_frequencies)])
+        return self.output_scale * self.network(inputs)

@@ -32,10 +32,14 @@ class StagedDecoder(AbstractDecoder):
         return jax.lax.cond(self.fitted, lambda: self.decoder.decode(observation, latent), lambda: latent)
 
     def loss(
-        self, observation: Float[Array, " observation"], action: Float[Array, " action"], key: RandomKey
+        self,
+        observation: Float[Array, " observation"],
+        latent: Float[Array, " action"],
+        action: Float[Array, " action"],
+        key: RandomKey,
     ) -> Float[Array, ""]:
         """The loss of the decoder."""
-        return self.decoder.loss(observation, action, key)
+        return self.decoder.loss(observation, latent, action, key)
 
 
 class Policy(eqx.Module):

@@ -6,9 +6,12 @@ from ._config import Config
 from ._env import EnvConfig
 from ._errors import unknown_name
 from ._hyperparameters import replace
+from ._learner import PPO
+from ._method import Method, find_method
 
-# What the public GoRL code (and MuJoCo Playground's own PPO settings) change for single tasks at the paper's scale.
-_PAPER: dict[str, dict[str, Any]] = {
+# What the public GoRL code (and MuJoCo Playground's own PPO settings) change for single tasks at the paper's scale, for
+# PPO and its relatives.
+_PAPER_TASKS: dict[str, dict[str, Any]] = {
     "BallInCup": {"learner.discount": 0.95},
     "FingerSpin": {"learner.discount": 0.95},
     "PendulumSwingup": {"env.action_repeat": 4, "learner.num_epochs": 4},
@@ -18,6 +21,16 @@ _PAPER: dict[str, dict[str, Any]] = {
 # so that a small budget sees many start states.
 _LAPTOP: dict[str, Any] = {
     "env.training_length": 200,
+    "refinement.num_draws": 2,
+    "refinement.stride": 10,
+    "refinement.batch_size": 1024,
+    "refinement.num_epochs": 20,
+    "refinement.learning_rate": 2e-3,
+    "stage_steps": (2_000_000, 2_000_000),
+    "evaluation_interval": 250_000,
+}
+
+_LAPTOP_CLIPPED: dict[str, Any] = {
     "learner.num_envs": 512,
     "learner.unroll_length": 16,
     "learner.num_unrolls": 1,
@@ -30,18 +43,11 @@ _LAPTOP: dict[str, Any] = {
     "learner.keep_value": True,
     "learner.learning_rate": 2e-3,
     "learner.discount": 0.97,
-    "learner.entropy_cost": 2e-2,
-    "learner.latent_cost": 2e-3,
-    "decoder.width": 64,
-    "decoder.depth": 2,
-    "decoder.num_draws": 2,
-    "refinement.stride": 10,
-    "refinement.batch_size": 1024,
-    "refinement.num_epochs": 20,
-    "refinement.learning_rate": 2e-3,
-    "stage_steps": (2_000_000, 2_000_000),
-    "evaluation_interval": 250_000,
 }
+
+_LAPTOP_GAUSSIAN: dict[str, Any] = {"learner.entropy_cost": 2e-2, "learner.latent_cost": 2e-3}
+
+_LAPTOP_DECODER: dict[str, Any] = {"decoder.width": 64, "decoder.depth": 2}
 
 _LAPTOP_TASKS: dict[str, dict[str, Any]] = {
     "MultiGoal": {"refinement.stride": 1, "stage_steps": (300_000, 300_000), "evaluation_interval": 50_000},
@@ -51,7 +57,7 @@ _LAPTOP_TASKS: dict[str, dict[str, Any]] = {
 _SCALES = ("laptop", "paper")
 
 
-def preset(env: Any, scale: str = "laptop") -> Config:
+def preset(env: Any, scale: str = "laptop", method: str | Method = "gorl-flow") -> Config:
     """A config to start from.
 
     **Arguments:**
@@ -59,6 +65,8 @@ def preset(env: Any, scale: str = "laptop") -> Config:
     - `env`: the name of an environment, an `EnvConfig`, or an environment itself.
     - `scale`: `"laptop"` for minutes on two CPU cores, `"paper"` for the schedule and the values of the GoRL paper (on
         a GPU).
+    - `method`: the name of a method, see `gorl.methods()`; `"package.module:attribute"` for your own; or a
+        `gorl.Method` itself.
 
     **Raises:**
 
@@ -66,9 +74,9 @@ def preset(env: Any, scale: str = "laptop") -> Config:
     """
     if scale not in _SCALES:
         raise unknown_name("scale", scale, _SCALES)
+    method = method if isinstance(method, Method) else find_method(method)
     config = Config(env=env)
-    name = str(config.env)
-    changes = _PAPER.get(name, {}) if scale == "paper" else _LAPTOP | _LAPTOP_TASKS.get(name, {})
+    changes = (_paper if scale == "paper" else _laptop)(str(config.env), method)
     # What the caller said of the environment goes before what the preset says of it.
     said = {
         f"env.{key}"
@@ -76,7 +84,26 @@ def preset(env: Any, scale: str = "laptop") -> Config:
         if getattr(config.env, key) != getattr(EnvConfig(), key)
     }
     changes = {key: value for key, value in changes.items() if key not in said}
-    return replace(config, changes)
+    if not method.is_staged:
+        changes["stage_steps"] = (sum(changes.get("stage_steps", config.stage_steps)),)
+    return replace(config, {"learner": method.learner, "decoder": method.decoder, **changes})
+
+
+def _paper(env: str, method: Method) -> dict[str, Any]:
+    task = _PAPER_TASKS.get(env, {})
+    task = task if method.is_clipped else {key: value for key, value in task.items() if not key.startswith("learner.")}
+    return {**task, **method.paper}
+
+
+def _laptop(env: str, method: Method) -> dict[str, Any]:
+    changes = dict(_LAPTOP)
+    if method.is_clipped:
+        changes |= _LAPTOP_CLIPPED
+    if isinstance(method.learner, PPO):
+        changes |= _LAPTOP_GAUSSIAN
+    if method.is_staged:
+        changes |= _LAPTOP_DECODER
+    return {**changes, **_LAPTOP_TASKS.get(env, {}), **method.laptop}
 
 
 def reschedule(config: Config, *, total_steps: int | None = None, num_stages: int | None = None) -> Config:

@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from ._decoder import AbstractDecoder
 from ._errors import InputError
 from ._hyperparameters import count, real, size
-from ._statistics import RunningStatistics
+from ._trainable import split_trainable
 from ._types import Integer, RandomKey, Real
 
 
@@ -21,6 +21,9 @@ class Refinement(eqx.Module):
     - `num_episodes`: fresh episodes that the stage's best encoder demonstrates.
     - `stride`: of each episode, one step in this many is kept; an incomplete stride at the end is dropped.
     - `num_heldout`: of the episodes, how many are held out to decide when to stop.
+    - `num_draws`: how many latents each action is paired with, in every epoch anew.
+    - `own_latents`: pair each action with the encoder's own latent, of which the decoder made it, instead of draws from
+        N(0, I). The paper's ablation: a decoder refined like this only reproduces itself.
     - `batch_size`: pairs in one gradient step.
     - `num_epochs`: the most passes over the pairs.
     - `patience`: stop after this many passes without a better loss on the pairs held out.
@@ -30,6 +33,8 @@ class Refinement(eqx.Module):
     num_episodes: int = size(512, at_least=2)
     stride: int = size(1)
     num_heldout: int = size(51)
+    num_draws: int = size(8)
+    own_latents: bool = eqx.field(static=True, default=False)
     batch_size: int = size(8192)
     num_epochs: int = size(50)
     patience: Integer = count(20, at_least=1)
@@ -81,6 +86,7 @@ def fit_decoder(
     actions: Float[Array, "episodes kept action"],
     refinement: Refinement,
     key: RandomKey,
+    latents: Float[Array, "episodes kept action"] | None = None,
 ) -> tuple[AbstractDecoder, Fit]:
     """Fits a decoder to pairs of observation and action, and keeps the one that does best on the episodes held out.
 
@@ -93,26 +99,35 @@ def fit_decoder(
     - `observations`, `actions`: the pairs, by episode; actions before `tanh`.
     - `refinement`: the hyperparameters.
     - `key`: decides order and noise.
+    - `latents`: what to carry to each action; `None` for draws from N(0, I) that have nothing to do with it.
 
     **Returns:**
 
     The decoder, and how it went.
     """
-    heldout = (_flat(observations[: refinement.num_heldout]), _flat(actions[: refinement.num_heldout]))
-    fitted = (_flat(observations[refinement.num_heldout :]), _flat(actions[refinement.num_heldout :]))
+    pairs = (observations, actions, latents)
+    heldout = jax.tree.map(lambda leaf: _flat(leaf[: refinement.num_heldout]), pairs)
+    fitted = jax.tree.map(lambda leaf: _flat(leaf[refinement.num_heldout :]), pairs)
     num_batches = fitted[0].shape[0] // refinement.batch_size
     optimiser = optax.adam(refinement.learning_rate)  # pyright: ignore[reportArgumentType]
     heldout_key, key = jax.random.split(key)
 
-    def mean_loss(trainable: PyTree, rest: PyTree, pairs: tuple[Array, Array], key: RandomKey) -> Float[Array, ""]:
-        loss = eqx.combine(trainable, rest).loss
-        return jnp.mean(jax.vmap(loss)(*pairs, jax.random.split(key, pairs[0].shape[0])))
+    def mean_loss(trainable: PyTree, rest: PyTree, pairs: PyTree[Array], key: RandomKey) -> Float[Array, ""]:
+        observation, action, latent = pairs
+        loss_key, latent_key = jax.random.split(key)
+        draws = (action.shape[0], refinement.num_draws)
+        if latent is None:
+            latent = jax.random.normal(latent_key, (*draws, action.shape[-1]))
+        else:
+            latent = jnp.broadcast_to(latent[:, None], (*draws, action.shape[-1]))
+        loss = jax.vmap(eqx.combine(trainable, rest).loss, in_axes=(None, 0, None, 0))
+        return jnp.mean(jax.vmap(loss)(observation, latent, action, jax.random.split(loss_key, draws)))
 
     def batch_step(carry: tuple[AbstractDecoder, PyTree], inputs: tuple) -> tuple[tuple, Float[Array, ""]]:
         decoder, optimiser_state = carry
         chosen, key = inputs
         batch = jax.tree.map(lambda leaf: leaf[chosen], fitted)
-        trainable, rest = _split(decoder)
+        trainable, rest = split_trainable(decoder)
         loss, gradient = jax.value_and_grad(mean_loss)(trainable, rest, batch, key)
         updates, optimiser_state = optimiser.update(gradient, optimiser_state)
         return (eqx.combine(optax.apply_updates(trainable, updates), rest), optimiser_state), loss
@@ -136,7 +151,7 @@ def fit_decoder(
 
     def heldout_loss(decoder: AbstractDecoder) -> Float[Array, ""]:
         """The loss on the pairs held out, a batch at a time, so that it needs no more memory than a gradient step."""
-        trainable, rest = _split(decoder)
+        trainable, rest = split_trainable(decoder)
         size = min(refinement.batch_size, heldout[0].shape[0])
         num_batches = heldout[0].shape[0] // size
         batches = jax.tree.map(lambda leaf: leaf[: num_batches * size].reshape(num_batches, size, -1), heldout)
@@ -147,22 +162,10 @@ def fit_decoder(
         return (search.fit.num_epochs < refinement.num_epochs) & (search.stale < refinement.patience)
 
     start = Fit(jnp.zeros((), jnp.float32), jnp.full((), jnp.inf, jnp.float32), jnp.zeros((), jnp.int32))
-    search = _Search(decoder, optimiser.init(_split(decoder)[0]), decoder, start, jnp.zeros((), jnp.int32))
+    search = _Search(decoder, optimiser.init(split_trainable(decoder)[0]), decoder, start, jnp.zeros((), jnp.int32))
     search = jax.lax.while_loop(goes_on, epoch, search)
     return search.best, search.fit
 
 
 def _flat(pairs: Float[Array, "episodes kept size"]) -> Float[Array, "pairs size"]:
     return pairs.reshape(-1, pairs.shape[-1])
-
-
-def _split(decoder: AbstractDecoder) -> tuple[PyTree, PyTree]:
-    """What of a decoder is trained, and the rest, to which its statistics belong."""
-
-    def is_statistics(node: PyTree) -> bool:
-        return isinstance(node, RunningStatistics)
-
-    trained = jax.tree.map(
-        lambda node: eqx.is_inexact_array(node) and not is_statistics(node), decoder, is_leaf=is_statistics
-    )
-    return eqx.partition(decoder, trained)

@@ -37,8 +37,9 @@ def rollout(
         observation = episode.observation
         latent, extras, action = jax.vmap(policy.sample)(observation, jax.random.split(key, num_envs))
         episode, outcome = jax.vmap(episodes.step)(episode, jnp.tanh(action))
+        next_observation = episode.observation
         episode = jax.vmap(restart)(start, episode)
-        return (episode, start), (observation, latent, extras, action, outcome)
+        return (episode, start), (observation, latent, extras, action, outcome, next_observation)
 
     def unroll(episode: Episode, key: RandomKey) -> tuple[Episode, tuple]:
         start_key, step_key = jax.random.split(key)
@@ -48,7 +49,8 @@ def rollout(
         return episode, seen
 
     episode, seen = jax.lax.scan(unroll, episode, jax.random.split(key, num_unrolls))
-    observation, latent, extras, action, outcome = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), seen)
+    seen = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), seen)
+    observation, latent, extras, action, outcome, next_observation = seen
     return episode, Experience(
         observation,
         latent,
@@ -57,13 +59,18 @@ def rollout(
         outcome.reward,
         outcome.terminated,
         outcome.truncated,
+        next_observation,
         episode.observation,
     )
 
 
 def demonstrate(
     episodes: Episodes, policy: Policy, num_episodes: int, stride: int, unroll_length: int, key: RandomKey
-) -> tuple[Float[Array, "episodes kept observation"], Float[Array, "episodes kept action"]]:
+) -> tuple[
+    Float[Array, "episodes kept observation"],
+    Float[Array, "episodes kept action"],
+    Float[Array, "episodes kept latent"],
+]:
     """What a policy does, for a decoder to imitate: whole fresh episodes, of which one step in `stride` is kept.
 
     Within each run of `stride` steps the one that is kept is drawn at random. An episode that terminates early is
@@ -80,7 +87,7 @@ def demonstrate(
 
     **Returns:**
 
-    Observations, and the actions taken there before `tanh`.
+    Observations, the actions taken there before `tanh`, and the latents that the decoder made them of.
     """
     rollout_key, choice_key = jax.random.split(key)
     num_unrolls = -(-episodes.num_steps // unroll_length)
@@ -88,4 +95,5 @@ def demonstrate(
     first = stride * jnp.arange(episodes.num_steps // stride)
     chosen = first + jax.random.randint(choice_key, (num_episodes, first.size), 0, stride)
     environment = jnp.arange(num_episodes)[:, None]
-    return experience.observation[chosen, environment], experience.action[chosen, environment]
+    seen = (experience.observation, experience.action, experience.latent)
+    return jax.tree.map(lambda leaf: leaf[chosen, environment], seen)

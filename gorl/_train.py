@@ -233,7 +233,7 @@ def _refine(config: Config, state: TrainState, chunk: Chunk, key: RandomKey) -> 
     data_key, decoder_key, fit_key, memory_key = jax.random.split(key, 4)
     episodes = load(config.env)
     policy = _policy(config, state.best.encoder, state.decoder, chunk.stage > 0)
-    observations, actions = demonstrate(
+    observations, actions, latents = demonstrate(
         episodes,
         policy,
         config.refinement.num_episodes,
@@ -242,8 +242,9 @@ def _refine(config: Config, state: TrainState, chunk: Chunk, key: RandomKey) -> 
         data_key,
     )
     fresh = config.decoder.init(RunningStatistics.of(observations), episodes.action_size, decoder_key)
-    decoder, fit = fit_decoder(fresh, observations, actions, config.refinement, fit_key)
-    memory = config.learner.restart(state.memory, memory_key)
+    own_latents = latents if config.refinement.own_latents else None
+    decoder, fit = fit_decoder(fresh, observations, actions, config.refinement, fit_key, own_latents)
+    memory = config.learner.restart(state.memory, episodes.observation_size, episodes.action_size, memory_key)
     return TrainState(
         key=state.key,
         position=state.position,

@@ -24,9 +24,17 @@ class AbstractDecoder(eqx.Module):
 
     @abc.abstractmethod
     def loss(
-        self, observation: Float[Array, " observation"], action: Float[Array, " action"], key: RandomKey
+        self,
+        observation: Float[Array, " observation"],
+        latent: Float[Array, " action"],
+        action: Float[Array, " action"],
+        key: RandomKey,
     ) -> Float[Array, ""]:
-        """How badly the model accounts for `action` at `observation`, with noise that `key` decides."""
+        """How badly the model carries `latent` to `action` at `observation`.
+
+        Whoever fits decides where latents come from: from N(0, I), whatever the action, in GoRL. `key` decides anything
+        else that is random.
+        """
 
 
 class AbstractDecoderConfig(eqx.Module):

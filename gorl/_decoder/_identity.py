@@ -18,7 +18,11 @@ class IdentityDecoder(AbstractDecoder):
         return latent
 
     def loss(
-        self, observation: Float[Array, " observation"], action: Float[Array, " action"], key: RandomKey
+        self,
+        observation: Float[Array, " observation"],
+        latent: Float[Array, " action"],
+        action: Float[Array, " action"],
+        key: RandomKey,
     ) -> Float[Array, ""]:
         """Zero."""
         return jnp.zeros(())

@@ -6,13 +6,19 @@ from typing import Generic, TypeVar
 import equinox as eqx
 from jaxtyping import Array, Bool, Float, PyTree
 
+from .._statistics import RunningStatistics
 from .._types import RandomKey
 
 Memory = TypeVar("Memory", bound=eqx.Module)
 
 
 class AbstractEncoder(eqx.Module):
-    """A policy over latents, `π(latent | observation)`. Unbatched; `vmap` outside."""
+    """A policy over latents, `π(latent | observation)`. Unbatched; `vmap` outside.
+
+    Where there is no decoder, latents are actions before `tanh`, and an encoder is simply a policy.
+    """
+
+    statistics: eqx.AbstractVar[RunningStatistics]  # of observations, which it sees normalised
 
     @abc.abstractmethod
     def sample(
@@ -35,7 +41,8 @@ class Experience(eqx.Module):
     reward: Float[Array, "time envs"]
     terminated: Bool[Array, "time envs"]
     truncated: Bool[Array, "time envs"]
-    final_observation: Float[Array, "envs observation"]  # what the last steps led to
+    next_observation: Float[Array, "time envs observation"]  # what each step led to, even if the episode ended there
+    final_observation: Float[Array, "envs observation"]  # where the environments stand now, restarted if they ended
 
 
 class AbstractLearner(eqx.Module, Generic[Memory]):
@@ -49,13 +56,18 @@ class AbstractLearner(eqx.Module, Generic[Memory]):
     num_envs: eqx.AbstractVar[int]
     unroll_length: eqx.AbstractVar[int]
     num_unrolls: eqx.AbstractVar[int]
+    # Whether latents must be actions before tanh, so that the only decoder is the identity.
+    on_actions: eqx.AbstractVar[bool]
 
     @abc.abstractmethod
     def init(self, observation_size: int, latent_size: int, key: RandomKey) -> Memory:
-        """A fresh memory, whose encoder is N(0, I) whatever the observation."""
+        """A fresh memory. Where latents go through a decoder, its encoder is N(0, I) whatever the observation.
+
+        Raises `gorl.InputError` for sizes that it cannot be made for.
+        """
 
     @abc.abstractmethod
-    def restart(self, memory: Memory, key: RandomKey) -> Memory:
+    def restart(self, memory: Memory, observation_size: int, latent_size: int, key: RandomKey) -> Memory:
         """The memory to begin the next stage with: a fresh encoder, and whatever outlives a change of decoder."""
 
     @abc.abstractmethod

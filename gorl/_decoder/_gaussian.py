@@ -1,0 +1,61 @@
+"""A Gaussian decoder: not expressive at all, to see what staging alone does."""
+
+import equinox as eqx
+from jaxtyping import Array, Float
+
+from .._gaussian import log_density, mean_and_std
+from .._hyperparameters import size
+from .._network import perceptron
+from .._statistics import RunningStatistics
+from .._types import RandomKey
+from ._base import AbstractDecoder, AbstractDecoderConfig
+
+
+class GaussianDecoder(AbstractDecoder):
+    """Shifts and scales the latent by a mean and a standard deviation that depend on the observation.
+
+    **Arguments:**
+
+    - `network`: says both.
+    - `statistics`: those of the observations it was fitted to.
+    """
+
+    network: eqx.nn.MLP
+    statistics: RunningStatistics
+
+    def decode(
+        self, observation: Float[Array, " observation"], latent: Float[Array, " action"]
+    ) -> Float[Array, " action"]:
+        """`mean + std * latent`."""
+        mean, std = mean_and_std(self.network(self.statistics.normalise(observation)))
+        return mean + std * latent
+
+    def loss(
+        self,
+        observation: Float[Array, " observation"],
+        latent: Float[Array, " action"],
+        action: Float[Array, " action"],
+        key: RandomKey,
+    ) -> Float[Array, ""]:
+        """The negative log-likelihood of `action` per dimension, whatever the latent."""
+        mean, std = mean_and_std(self.network(self.statistics.normalise(observation)))
+        return -log_density(action, mean, std) / action.size
+
+
+class Gaussian(AbstractDecoderConfig):
+    """A Gaussian decoder, fitted by maximum likelihood: the paper's ablation of the generative model.
+
+    **Arguments:**
+
+    - `width`, `depth`: hidden layers of the network.
+    """
+
+    width: int = size(32)
+    depth: int = size(4)
+
+    def init(self, statistics: RunningStatistics, action_size: int, key: RandomKey) -> GaussianDecoder:
+        network = perceptron(statistics.mean.shape[0], 2 * action_size, self.width, self.depth, key=key)
+        return GaussianDecoder(network, statistics)
+
+    def check(self) -> None:
+        pass

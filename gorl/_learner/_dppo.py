@@ -1,0 +1,145 @@
+"""Diffusion policy policy optimisation: the chain from noise to action as a decision process of its own."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from .._gaussian import log_density
+from .._hyperparameters import real, size
+from .._network import ConditionalField
+from .._statistics import RunningStatistics
+from .._trainable import Constant
+from .._types import RandomKey, Real
+from ._base import AbstractEncoder
+from ._clipped import AbstractClippedLearner, Assessment
+
+_OUTPUT_SCALE = 0.25
+
+
+class Chain(eqx.Module):
+    """What is remembered of how an action was drawn: every point from noise to action, and how likely each step was."""
+
+    points: Float[Array, "*batch points latent"]
+    log_density: Float[Array, "*batch steps"]
+
+
+class ChainEncoder(AbstractEncoder):
+    """A policy that goes from noise to an action in steps along a learned velocity, each with a little fresh noise.
+
+    **Arguments:**
+
+    - `velocity`: the field.
+    - `statistics`: those of the observations so far.
+    - `step_std`: the standard deviation of the noise of each step, σ.
+    - `latent_size`: the length of actions.
+    - `num_steps`: steps from noise to action.
+    """
+
+    velocity: ConditionalField
+    statistics: RunningStatistics
+    step_std: Constant
+    latent_size: int = eqx.field(static=True)
+    num_steps: int = eqx.field(static=True)
+
+    def sample(
+        self, observation: Float[Array, " observation"], key: RandomKey
+    ) -> tuple[Float[Array, " latent"], Chain]:
+        """An action before `tanh`, and the chain that ends in it."""
+        start_key, noise_key = jax.random.split(key)
+        noise = self.step_std.value * jax.random.normal(noise_key, (self.num_steps, self.latent_size))
+        points = self._walk(observation, jax.random.normal(start_key, (self.latent_size,)), noise)
+        return points[-1], Chain(points, self.log_densities(observation, points))
+
+    def mode(self, observation: Float[Array, " observation"]) -> Float[Array, " latent"]:
+        """The end of the chain that starts at zero, without noise."""
+        return self._walk(observation, jnp.zeros(self.latent_size), jnp.zeros((self.num_steps, self.latent_size)))[-1]
+
+    def log_densities(
+        self, observation: Float[Array, " observation"], points: Float[Array, "points latent"]
+    ) -> Float[Array, " steps"]:
+        """The log-density of each step of a chain, given where it starts."""
+        normalised = self.statistics.normalise(observation)
+        mean = jax.vmap(self._mean, in_axes=(None, 0, 0))(normalised, points[:-1], self._times())
+        return log_density(points[1:], mean, self.step_std.value)
+
+    def _walk(
+        self,
+        observation: Float[Array, " observation"],
+        start: Float[Array, " latent"],
+        noise: Float[Array, "steps latent"],
+    ) -> Float[Array, "points latent"]:
+        normalised = self.statistics.normalise(observation)
+
+        def step(point: Float[Array, " latent"], inputs: tuple[Array, Array]) -> tuple[Array, Array]:
+            time, noise = inputs
+            point = self._mean(normalised, point, time) + noise
+            return point, point
+
+        _, points = jax.lax.scan(step, start, (self._times(), noise))
+        return jnp.concatenate([start[None], points])
+
+    def _mean(
+        self, normalised: Float[Array, " observation"], point: Float[Array, " latent"], time: Float[Array, ""]
+    ) -> Float[Array, " latent"]:
+        return point + self.velocity(normalised, point, time) / self.num_steps
+
+    def _times(self) -> Float[Array, " steps"]:
+        return jnp.arange(self.num_steps) / self.num_steps
+
+
+class DPPO(AbstractClippedLearner):
+    """Diffusion policy policy optimisation, with the values of the GoRL paper's baseline.
+
+    Every step of the chain is an action of its own with a Gaussian likelihood; each has its own ratio, and all of them
+    share the advantage of the action that the chain ends in.
+
+    **Arguments:**
+
+    Those of [`AbstractClippedLearner`][], and
+
+    - `num_steps`: steps from noise to action.
+    - `step_std`: the standard deviation of the noise of each step, σ.
+    - `num_frequencies`: frequencies that the time is embedded with.
+
+    ??? cite "Reference"
+
+        Ren et al. (2024), *Diffusion Policy Policy Optimization*, arXiv 2409.00588; the chain is the one that the FPO
+        paper (arXiv 2507.21053) and the GoRL paper compare with: an Euler step of a flow and noise of a fixed size.
+    """
+
+    learning_rate: Real = real(3e-4, above=0)
+    num_steps: int = size(10)
+    step_std: Real = real(0.05, above=0)
+    num_frequencies: int = size(4)
+
+    @property
+    def on_actions(self) -> bool:
+        return True
+
+    def fresh_encoder(self, observation_size: int, latent_size: int, key: RandomKey) -> ChainEncoder:
+        velocity = ConditionalField.init(
+            observation_size,
+            latent_size,
+            self.policy_width,
+            self.policy_depth,
+            self.num_frequencies,
+            key=key,
+            output_scale=_OUTPUT_SCALE,
+        )
+        statistics = RunningStatistics.empty(observation_size)
+        return ChainEncoder(velocity, statistics, Constant(jnp.asarray(self.step_std)), latent_size, self.num_steps)
+
+    def assessment_names(self) -> tuple[str, ...]:
+        return ()
+
+    def assess(
+        self,
+        encoder: AbstractEncoder,
+        observation: Float[Array, " observation"],
+        latent: Float[Array, " latent"],
+        extras: Chain,
+    ) -> Assessment:
+        assert isinstance(encoder, ChainEncoder)
+        log_ratio = encoder.log_densities(observation, extras.points) - extras.log_density
+        return Assessment(log_ratio, jnp.zeros(()), {})

@@ -1,0 +1,148 @@
+"""Flow policy optimisation: a flow policy trained by PPO, with flow-matching losses in place of likelihoods."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from .._hyperparameters import real, size
+from .._network import ConditionalField
+from .._ode import Integrator
+from .._statistics import RunningStatistics
+from .._types import RandomKey, Real
+from ._base import AbstractEncoder
+from ._clipped import AbstractClippedLearner, Assessment
+
+_MAX_LOG_RATIO = 3.0  # where the difference of two losses is clipped before the exponential
+_OUTPUT_SCALE = 0.25
+
+
+class FlowDraws(eqx.Module):
+    """What is remembered of how an action was drawn: losses of the flow that drew it, at draws of noise and time."""
+
+    noise: Float[Array, "*batch draws latent"]
+    time: Float[Array, "*batch draws"]
+    loss: Float[Array, "*batch draws"]
+
+
+class FlowEncoder(AbstractEncoder):
+    """A policy that carries noise at time 0 to an action at time 1 along a learned velocity field.
+
+    **Arguments:**
+
+    - `velocity`: the field.
+    - `statistics`: those of the observations so far.
+    - `latent_size`: the length of actions.
+    - `num_steps`: Euler steps.
+    - `num_draws`: draws of noise and time that are remembered of each action.
+    """
+
+    velocity: ConditionalField
+    statistics: RunningStatistics
+    latent_size: int = eqx.field(static=True)
+    num_steps: int = eqx.field(static=True)
+    num_draws: int = eqx.field(static=True)
+
+    def sample(
+        self, observation: Float[Array, " observation"], key: RandomKey
+    ) -> tuple[Float[Array, " latent"], FlowDraws]:
+        """An action before `tanh`, and losses to compare later ones with."""
+        start_key, noise_key, time_key = jax.random.split(key, 3)
+        action = self._flow(observation, jax.random.normal(start_key, (self.latent_size,)))
+        noise = jax.random.normal(noise_key, (self.num_draws, self.latent_size))
+        time = jax.random.randint(time_key, (self.num_draws,), 0, self.num_steps) / self.num_steps
+        return action, FlowDraws(noise, time, self.losses(observation, action, noise, time))
+
+    def mode(self, observation: Float[Array, " observation"]) -> Float[Array, " latent"]:
+        """Where the flow carries a noise of zero."""
+        return self._flow(observation, jnp.zeros(self.latent_size))
+
+    def losses(
+        self,
+        observation: Float[Array, " observation"],
+        action: Float[Array, " latent"],
+        noise: Float[Array, "draws latent"],
+        time: Float[Array, " draws"],
+    ) -> Float[Array, " draws"]:
+        """The flow-matching loss at each draw: the mean squared error of the noise that the velocity implies."""
+        normalised = self.statistics.normalise(observation)
+
+        def loss(noise: Float[Array, " latent"], time: Float[Array, ""]) -> Float[Array, ""]:
+            point = (1 - time) * noise + time * action
+            implied = point - time * self.velocity(normalised, point, time)
+            return jnp.mean((implied - noise) ** 2)
+
+        return jax.vmap(loss)(noise, time)
+
+    def _flow(
+        self, observation: Float[Array, " observation"], start: Float[Array, " latent"]
+    ) -> Float[Array, " latent"]:
+        normalised = self.statistics.normalise(observation)
+        times = jnp.linspace(0.0, 1.0, self.num_steps + 1)
+        integrate = Integrator(num_steps=self.num_steps)
+        return integrate(lambda time, point: self.velocity(normalised, point, time), start, times)
+
+
+class FPO(AbstractClippedLearner):
+    """Flow policy optimisation, with the values of the GoRL paper's baseline.
+
+    The likelihood ratio of an action is replaced by `exp(old loss - new loss)` of the flow-matching loss at the same
+    noise and time. FPO++ is this with one ratio for each draw (`average_losses=False`) and `asymmetric=True`.
+
+    **Arguments:**
+
+    Those of [`AbstractClippedLearner`][], and
+
+    - `num_steps`: Euler steps from noise to action; the loss is taken at their times.
+    - `num_draws`: draws of noise and time for each action.
+    - `average_losses`: average the losses over the draws before the exponential, as the FPO paper does, for one ratio
+        per action. The GoRL paper's baseline has one ratio per draw.
+    - `num_frequencies`: frequencies that the time is embedded with.
+
+    ??? cite "Reference"
+
+        McAllister et al. (2025), *Flow Matching Policy Gradients*, arXiv 2507.21053; for FPO++, Yi et al. (2026), *Flow
+        Policy Gradients for Robot Control*, arXiv 2602.02481.
+    """
+
+    learning_rate: Real = real(3e-4, above=0)
+    clip: Real = real(0.05, above=0)
+    num_steps: int = size(10)
+    num_draws: int = size(8)
+    average_losses: bool = eqx.field(static=True, default=False)
+    num_frequencies: int = size(4)
+
+    @property
+    def on_actions(self) -> bool:
+        return True
+
+    def fresh_encoder(self, observation_size: int, latent_size: int, key: RandomKey) -> FlowEncoder:
+        velocity = ConditionalField.init(
+            observation_size,
+            latent_size,
+            self.policy_width,
+            self.policy_depth,
+            self.num_frequencies,
+            key=key,
+            output_scale=_OUTPUT_SCALE,
+        )
+        statistics = RunningStatistics.empty(observation_size)
+        return FlowEncoder(velocity, statistics, latent_size, self.num_steps, self.num_draws)
+
+    def assessment_names(self) -> tuple[str, ...]:
+        return ("flow_loss",)
+
+    def assess(
+        self,
+        encoder: AbstractEncoder,
+        observation: Float[Array, " observation"],
+        latent: Float[Array, " latent"],
+        extras: FlowDraws,
+    ) -> Assessment:
+        assert isinstance(encoder, FlowEncoder)
+        loss = encoder.losses(observation, latent, extras.noise, extras.time)
+        log_ratio = extras.loss - loss
+        if self.average_losses:
+            log_ratio = jnp.mean(log_ratio, keepdims=True)
+        log_ratio = jnp.clip(log_ratio, -_MAX_LOG_RATIO, _MAX_LOG_RATIO)
+        return Assessment(log_ratio, jnp.zeros(()), {"flow_loss": jnp.mean(loss)})

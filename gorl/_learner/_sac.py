@@ -1,0 +1,284 @@
+"""Soft actor-critic in the latent space: off-policy, with a replay buffer."""
+
+import equinox as eqx
+import flashbax
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, PyTree
+
+from .._errors import InputError
+from .._gaussian import log_density, log_tanh_slope
+from .._hyperparameters import count, real, size
+from .._network import perceptron
+from .._trainable import split_trainable
+from .._types import Integer, RandomKey, Real
+from ._base import AbstractLearner, Experience
+from ._encoder import GaussianEncoder
+
+
+class Transition(eqx.Module):
+    """One step, as the replay buffer holds it."""
+
+    observation: Float[Array, "*batch observation"]
+    latent: Float[Array, "*batch latent"]
+    reward: Float[Array, "*batch"]
+    terminated: Bool[Array, "*batch"]
+    next_observation: Float[Array, "*batch observation"]
+
+
+class SACMemory(eqx.Module):
+    """What SAC carries from update to update."""
+
+    encoder: GaussianEncoder
+    critics: eqx.nn.MLP  # two, with a leading axis
+    target_critics: eqx.nn.MLP
+    log_temperature: Float[Array, ""]
+    optimiser_states: tuple[PyTree, PyTree, PyTree]  # of encoder, critics and temperature
+    buffer: PyTree  # flashbax's
+    num_seen: Array  # steps of experience since the stage began
+
+
+class SAC(AbstractLearner[SACMemory]):
+    """Soft actor-critic of a Gaussian encoder, with the values of the GoRL paper.
+
+    A latent is the action of a decision process whose dynamics contain the frozen decoder: critics are functions of
+    observation and latent, and no gradient goes through the decoder. In place of the entropy of actions the return is
+    traded against the divergence `KL(encoder ‖ prior)`, whose prior is N(0, I): latents stay where the decoder was
+    fitted. With `on_actions` the prior is the uniform distribution of actions, and this is plain soft actor-critic:
+    entropy is the number `size log 2` less that divergence.
+
+    One iteration gathers `num_envs * unroll_length * num_unrolls` steps, adds them to the replay buffer, and takes
+    `updates_per_step` gradient steps for each step of the environments side by side. A new stage begins with an empty
+    buffer: what a latent did under another decoder says nothing.
+
+    **Arguments:**
+
+    - `num_envs`: environments side by side.
+    - `unroll_length`: steps between two draws of fresh start states.
+    - `num_unrolls`: unrolls in one iteration.
+    - `updates_per_step`: gradient steps per step of all environments side by side.
+    - `batch_size`: transitions in one gradient step.
+    - `buffer_size`: transitions that the replay buffer holds.
+    - `policy_width`, `policy_depth`, `value_width`, `value_depth`: hidden layers.
+    - `keep_encoder`: keep the encoder from stage to stage: an ablation.
+    - `on_actions`: latents are actions before `tanh`, which the critics see after it, and the prior is uniform.
+    - `learn_temperature`: move the temperature such that the divergence settles at `target_divergence`.
+    - `learning_rate`: Adam's, for encoder, critics and temperature.
+    - `discount`: γ.
+    - `smoothing`: how far the target critics move towards the critics in one gradient step, τ.
+    - `reward_scale`: multiplies rewards before anything is learned from them.
+    - `initial_temperature`: of the divergence, α.
+    - `target_divergence`: where KL(encoder ‖ prior) is to settle, in nats per dimension. The usual target entropy of -1
+        per dimension is 1.69 with `on_actions`.
+    - `learning_starts`: steps of experience before the first gradient step.
+    - `memory_limit`: the largest replay buffer allowed, in GiB; several seeds side by side have one each.
+
+    ??? cite "Reference"
+
+        Haarnoja et al. (2018), *Soft Actor-Critic Algorithms and Applications*, equations (5) to (7) and (18).
+    """
+
+    num_envs: int = size(128)
+    unroll_length: int = size(8)
+    num_unrolls: int = size(1)
+    updates_per_step: int = size(20)
+    batch_size: int = size(256)
+    buffer_size: int = size(1_000_000)
+    policy_width: int = size(256)
+    policy_depth: int = size(2)
+    value_width: int = size(256)
+    value_depth: int = size(2)
+    keep_encoder: bool = eqx.field(static=True, default=False)
+    on_actions: bool = eqx.field(static=True, default=False)
+    learn_temperature: bool = eqx.field(static=True, default=True)
+    learning_rate: Real = real(3e-4, above=0)
+    discount: Real = real(0.99, at_least=0, at_most=1)
+    smoothing: Real = real(0.005, above=0, at_most=1)
+    reward_scale: Real = real(1.0, above=0)
+    initial_temperature: Real = real(1.0, above=0)
+    target_divergence: Real = real(1.0, above=0)
+    learning_starts: Integer = count(8192, at_least=0)
+    memory_limit: float = eqx.field(static=True, default=8.0)
+
+    def init(self, observation_size: int, latent_size: int, key: RandomKey) -> SACMemory:
+        self._check_memory(observation_size, latent_size)
+        encoder_key, critic_key = jax.random.split(key)
+        encoder = GaussianEncoder.init(observation_size, latent_size, self.policy_width, self.policy_depth, encoder_key)
+
+        @eqx.filter_vmap
+        def critic(key: RandomKey) -> eqx.nn.MLP:
+            return perceptron(observation_size + latent_size, 1, self.value_width, self.value_depth, key=key)
+
+        critics = critic(jax.random.split(critic_key))
+        log_temperature = jnp.log(jnp.asarray(self.initial_temperature, jnp.float32))
+        parts = (split_trainable(encoder)[0], critics, log_temperature)
+        nothing = Transition(
+            jnp.zeros(observation_size),
+            jnp.zeros(latent_size),
+            jnp.zeros(()),
+            jnp.zeros((), bool),
+            jnp.zeros(observation_size),
+        )
+        optimiser_states = tuple(self._optimiser().init(part) for part in parts)
+        buffer = self._buffer().init(nothing)
+        return SACMemory(encoder, critics, critics, log_temperature, optimiser_states, buffer, jnp.zeros((), jnp.int32))  # pyright: ignore[reportArgumentType]
+
+    def restart(self, memory: SACMemory, observation_size: int, latent_size: int, key: RandomKey) -> SACMemory:
+        fresh = self.init(observation_size, latent_size, key)
+        return eqx.tree_at(lambda m: m.encoder, fresh, memory.encoder) if self.keep_encoder else fresh
+
+    def encoder(self, memory: SACMemory) -> GaussianEncoder:
+        return memory.encoder
+
+    def metric_names(self) -> tuple[str, ...]:
+        return ("critic_loss", "policy_loss", "value", "divergence", "temperature", "latent_mean_square", "latent_std")
+
+    def check(self) -> None:
+        if self.buffer_size < self.batch_size:
+            raise InputError(
+                f"learner.buffer_size = {self.buffer_size} is smaller than learner.batch_size = {self.batch_size}: "
+                "choose a larger buffer or a smaller batch."
+            )
+        steps = self.num_envs * self.unroll_length * self.num_unrolls
+        if self.buffer_size < steps:
+            raise InputError(
+                f"learner.buffer_size = {self.buffer_size} is smaller than the {steps} steps of an iteration "
+                "(num_envs * unroll_length * num_unrolls): choose a larger buffer."
+            )
+        if not isinstance(self.memory_limit, int | float) or not self.memory_limit > 0:
+            raise InputError(f"learner.memory_limit must be a number above 0, not {self.memory_limit!r}.")
+
+    def update(
+        self, memory: SACMemory, experience: Experience, key: RandomKey
+    ) -> tuple[SACMemory, dict[str, Float[Array, ""]]]:
+        statistics = memory.encoder.statistics.update(experience.observation)
+        memory = eqx.tree_at(lambda m: m.encoder.statistics, memory, statistics)
+        transitions = Transition(
+            experience.observation,
+            experience.latent,
+            experience.reward,
+            experience.terminated,
+            experience.next_observation,
+        )
+        buffer = self._buffer().add(memory.buffer, transitions)
+        num_steps = experience.reward.shape[0]
+        num_seen = memory.num_seen + experience.reward.size
+        begun = num_seen >= self.learning_starts
+        learned, buffer = _take_buffer(eqx.tree_at(lambda m: (m.buffer, m.num_seen), memory, (buffer, num_seen)))
+
+        def step(memory: SACMemory, key: RandomKey) -> tuple[SACMemory, dict[str, Array]]:
+            sample_key, learn_key = jax.random.split(key)
+            batch = self._buffer().sample(buffer, sample_key).experience
+            after, metrics = self._gradient_step(memory, batch, learn_key)
+            # Under vmap over seeds a branch would run both ways as well, and this says so.
+            return jax.tree.map(lambda new, old: jnp.where(begun, new, old), after, memory), metrics
+
+        learned, metrics = jax.lax.scan(step, learned, jax.random.split(key, num_steps * self.updates_per_step))
+        memory = eqx.tree_at(lambda m: m.buffer, learned, buffer, is_leaf=lambda leaf: leaf is None)
+        return memory, {name: jnp.mean(figures) for name, figures in metrics.items()}
+
+    def _gradient_step(
+        self, memory: SACMemory, batch: Transition, key: RandomKey
+    ) -> tuple[SACMemory, dict[str, Array]]:
+        next_key, latent_key = jax.random.split(key)
+        temperature = jnp.exp(memory.log_temperature)
+        encoder_state, critic_state, temperature_state = memory.optimiser_states
+
+        # The critics, towards what the encoder would get from the next state on.
+        next_latent, next_divergence = self._draw(memory.encoder, batch.next_observation, next_key)
+        next_value = jnp.min(
+            self._values(memory.target_critics, memory.encoder, batch.next_observation, next_latent), 0
+        )
+        going_on = self.discount * (1 - batch.terminated)
+        target = self.reward_scale * batch.reward + going_on * (next_value - temperature * next_divergence)
+
+        def critic_loss(critics: eqx.nn.MLP) -> Float[Array, ""]:
+            values = self._values(critics, memory.encoder, batch.observation, batch.latent)
+            return jnp.mean(jnp.sum((values - target) ** 2, axis=0))
+
+        loss_of_critics, gradient = jax.value_and_grad(critic_loss)(memory.critics)
+        updates, critic_state = self._optimiser().update(gradient, critic_state)
+        critics = optax.apply_updates(memory.critics, updates)
+
+        # The encoder, up the critics and towards the prior.
+        trainable, rest = split_trainable(memory.encoder)
+
+        def policy_loss(trainable: PyTree) -> tuple[Float[Array, ""], tuple[Array, Array, Array]]:
+            encoder = eqx.combine(trainable, rest)
+            latent, divergence = self._draw(encoder, batch.observation, latent_key)
+            value = jnp.min(self._values(critics, memory.encoder, batch.observation, latent), 0)
+            return jnp.mean(temperature * divergence - value), (divergence, value, latent)
+
+        (loss_of_policy, (divergence, value, _)), gradient = jax.value_and_grad(policy_loss, has_aux=True)(trainable)
+        updates, encoder_state = self._optimiser().update(gradient, encoder_state)
+        encoder = eqx.combine(optax.apply_updates(trainable, updates), rest)
+
+        # The temperature, up where the divergence is above its target.
+        log_temperature = memory.log_temperature
+        if self.learn_temperature:
+            excess = jnp.mean(divergence) - self.target_divergence * batch.latent.shape[-1]
+            updates, temperature_state = self._optimiser().update(-temperature * excess, temperature_state)
+            log_temperature = optax.apply_updates(log_temperature, updates)
+
+        target_critics = optax.incremental_update(critics, memory.target_critics, self.smoothing)  # pyright: ignore[reportArgumentType]
+        mean, std = jax.vmap(encoder.distribution)(batch.observation)
+        return SACMemory(
+            encoder,
+            critics,  # pyright: ignore[reportArgumentType]
+            target_critics,
+            log_temperature,
+            (encoder_state, critic_state, temperature_state),
+            memory.buffer,
+            memory.num_seen,
+        ), {
+            "critic_loss": loss_of_critics,
+            "policy_loss": loss_of_policy,
+            "value": jnp.mean(value),
+            "divergence": jnp.mean(divergence),
+            "temperature": temperature,
+            "latent_mean_square": jnp.mean(mean**2),
+            "latent_std": jnp.mean(std),
+        }
+
+    def _draw(
+        self, encoder: GaussianEncoder, observation: Float[Array, "batch observation"], key: RandomKey
+    ) -> tuple[Float[Array, "batch latent"], Float[Array, " batch"]]:
+        """Latents, and their log-density over that of the prior: on average, the divergence from it."""
+        mean, std = jax.vmap(encoder.distribution)(observation)
+        latent = mean + std * jax.random.normal(key, mean.shape)
+        if self.on_actions:
+            prior = log_tanh_slope(latent) - latent.shape[-1] * jnp.log(2.0)
+        else:
+            prior = log_density(latent, 0.0, 1.0)
+        return latent, log_density(latent, mean, std) - prior
+
+    def _values(
+        self,
+        critics: eqx.nn.MLP,
+        encoder: GaussianEncoder,
+        observation: Float[Array, "batch observation"],
+        latent: Float[Array, "batch latent"],
+    ) -> Float[Array, "critics batch"]:
+        seen = jnp.tanh(latent) if self.on_actions else latent
+        inputs = jnp.concatenate([encoder.statistics.normalise(observation), seen], axis=-1)
+        return eqx.filter_vmap(lambda critic: jax.vmap(critic)(inputs)[:, 0])(critics)
+
+    def _optimiser(self) -> optax.GradientTransformation:
+        return optax.adam(self.learning_rate)  # pyright: ignore[reportArgumentType]
+
+    def _buffer(self) -> flashbax.buffers.trajectory_buffer.TrajectoryBuffer:
+        return flashbax.make_item_buffer(self.buffer_size, 1, self.batch_size, add_sequences=True, add_batches=True)
+
+    def _check_memory(self, observation_size: int, latent_size: int) -> None:
+        gibibytes = self.buffer_size * (4 * (2 * observation_size + latent_size + 1) + 1) / 2**30
+        if gibibytes > self.memory_limit:
+            raise InputError(
+                f"a replay buffer of learner.buffer_size = {self.buffer_size} takes {gibibytes:.1f} GiB, and "
+                f"learner.memory_limit is {self.memory_limit:g}: choose a smaller buffer or a higher limit."
+            )
+
+
+def _take_buffer(memory: SACMemory) -> tuple[SACMemory, PyTree]:
+    """The buffer, and the memory without it: gradient steps only read it, and must not carry it around."""
+    return eqx.tree_at(lambda m: m.buffer, memory, None), memory.buffer

@@ -1,0 +1,130 @@
+"""Methods by name: which learner goes with which decoder, and what each scale changes."""
+
+import dataclasses
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+from ._decoder import AbstractDecoderConfig, Diffusion, FlowMatching, Identity
+from ._errors import InputError, unknown_name
+from ._learner import DPPO, FPO, PPO, SAC, AbstractClippedLearner, AbstractLearner
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A method that can be asked for by name.
+
+    **Arguments:**
+
+    - `name`: the name.
+    - `summary`: what it is, in one line.
+    - `learner`: how it learns, at the paper's scale.
+    - `decoder`: what turns its latents into actions, at the paper's scale; with the identity it has one stage.
+    - `paper`, `laptop`: what else each scale changes in a config, by dotted name.
+    """
+
+    name: str
+    summary: str
+    learner: AbstractLearner
+    decoder: AbstractDecoderConfig = Identity()
+    paper: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    laptop: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def is_staged(self) -> bool:
+        """Whether it has stages, between which a decoder is refined."""
+        return not isinstance(self.decoder, Identity)
+
+    @property
+    def is_clipped(self) -> bool:
+        """Whether it is one of PPO's relatives."""
+        return isinstance(self.learner, AbstractClippedLearner)
+
+
+_METHODS: dict[str, Method] = {}
+
+
+def register(method: Method) -> Method:
+    """Makes a method known by its name.
+
+    **Raises:**
+
+    `gorl.InputError` if the name is taken.
+    """
+    if method.name in _METHODS:
+        raise InputError(f"there is a method called {method.name!r} already: choose another name.")
+    _METHODS[method.name] = method
+    return method
+
+
+def methods() -> dict[str, Method]:
+    """Every method that is known, by name."""
+    return dict(_METHODS)
+
+
+def find_method(name: str) -> Method:
+    """The method of a name, or the one at `"package.module:attribute"`.
+
+    **Raises:**
+
+    `gorl.InputError` if there is none.
+    """
+    if name in _METHODS:
+        return _METHODS[name]
+    module, separator, attribute = name.partition(":")
+    if not separator:
+        raise unknown_name("method", name, _METHODS)
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise InputError(f"no method can be imported from {name!r}: {error}.") from error
+    if not isinstance(found, Method):
+        raise InputError(f"{name!r} is no gorl.Method: give the name of one.")
+    return found
+
+
+# SAC learns from every step many times, and so gets by with fewer of them.
+_SAC_STAGES = {"stage_steps": (2_000_000, 1_000_000, 1_000_000), "evaluation_interval": 100_000}
+_SAC_LAPTOP = {
+    "learner.num_envs": 64,
+    "learner.unroll_length": 16,
+    "learner.updates_per_step": 8,
+    "learner.buffer_size": 300_000,
+    "learner.policy_width": 64,
+    "learner.value_width": 64,
+    "learner.learning_rate": 1e-3,
+    "learner.discount": 0.97,
+}
+_FLOW_POLICY_LAPTOP = {"learner.learning_rate": 1e-3}
+
+register(Method("gorl-flow", "PPO on the latents of a flow-matching decoder", PPO(), FlowMatching()))
+register(Method("gorl-diffusion", "PPO on the latents of a diffusion decoder", PPO(), Diffusion()))
+register(Method("gorl-sac", "SAC on the latents of a diffusion decoder", SAC(), Diffusion(), _SAC_STAGES, _SAC_LAPTOP))
+register(Method("ppo", "PPO of a Gaussian policy", PPO(on_actions=True)))
+register(Method("fpo", "Flow policy optimisation: PPO of a flow policy", FPO(), laptop=_FLOW_POLICY_LAPTOP))
+register(
+    Method(
+        "fpo++",
+        "FPO with an asymmetric trust region",
+        FPO(asymmetric=True),
+        laptop=_FLOW_POLICY_LAPTOP,
+    )
+)
+register(
+    Method(
+        "dppo",
+        "Diffusion policy policy optimisation: PPO of every denoising step",
+        DPPO(),
+        laptop=_FLOW_POLICY_LAPTOP,
+    )
+)
+register(
+    Method(
+        "sac",
+        "SAC of a Gaussian policy",
+        SAC(on_actions=True, target_divergence=1.69),
+        Identity(),
+        _SAC_STAGES,
+        _SAC_LAPTOP,
+    )
+)
