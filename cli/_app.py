@@ -46,6 +46,7 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 @app.command()
 def train(
     env: Annotated[str, typer.Argument(help="What to train on; see `gorl envs`.")] = "PointMass",
+    method: Annotated[str, typer.Option(help="How to train; see `gorl methods`.")] = "gorl-flow",
     scale: Annotated[str, typer.Option(help="The preset: laptop (minutes on a CPU) or paper (a GPU).")] = "laptop",
     seeds: Annotated[int, typer.Option(help="How many seeds to train side by side.")] = 4,
     seed: Annotated[int, typer.Option(help="The first seed.")] = 0,
@@ -62,7 +63,8 @@ def train(
     """Train policies, and leave a learning curve, a picture of it and the policies in a directory."""
     from ._run import run
 
-    run(_configure(env, scale, steps, stages, set_ or []), seeds=seeds, first_seed=seed, directory=out)
+    config = _configure(env, method, scale, steps, stages, set_ or [])
+    run(config, method, seeds=seeds, first_seed=seed, directory=out)
 
 
 @app.command()
@@ -80,11 +82,21 @@ def envs(
     environment_table(found)
 
 
-def _configure(env: str, scale: str, steps: str | None, stages: int | None, settings: list[str]) -> "gorl.Config":
+@app.command()
+def methods() -> None:
+    """List how it can be trained: GoRL with its decoders and learners, and what it is compared with."""
+    from ._show import method_table
+
+    method_table()
+
+
+def _configure(
+    env: str, method: str, scale: str, steps: str | None, stages: int | None, settings: list[str]
+) -> "gorl.Config":
     """The config that the options ask for: the preset, then `--set`, then `--steps` and `--stages`."""
     import gorl
 
-    config = gorl.preset(env, scale)
+    config = gorl.preset(env, scale, method)
     changes = {}
     for setting in settings:
         name, separator, text = setting.partition("=")

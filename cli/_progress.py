@@ -23,11 +23,13 @@ class Progress:
     **Arguments:**
 
     - `config`: what is being trained.
+    - `method`: what it is called.
     - `seeds`: how many seeds train side by side.
     """
 
-    def __init__(self, config: gorl.Config, seeds: int):
+    def __init__(self, config: gorl.Config, method: str, seeds: int):
         self._config = config
+        self._method = method
         self._seeds = seeds
         self._phases = [gorl.Phase(int(phase)) for phase in gorl.schedule(config).phase]
         self._iterations = sum(config.stage_iterations)
@@ -48,7 +50,7 @@ class Progress:
     def __enter__(self) -> "Progress":
         config = self._config
         self._say(
-            f"{config.env}: {self._seeds} seed{'s' * (self._seeds > 1)}, {config.num_stages} stage"
+            f"{self._method} on {config.env}: {self._seeds} seed{'s' * (self._seeds > 1)}, {config.num_stages} stage"
             f"{'s' * (config.num_stages > 1)}, {self._iterations * config.steps_per_iteration:,} env steps per seed"
         )
         if not self._console.is_terminal:

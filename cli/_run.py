@@ -20,12 +20,13 @@ from ._progress import Progress
 from ._show import summary
 
 
-def run(config: gorl.Config, *, seeds: int, first_seed: int, directory: pathlib.Path | None) -> None:
+def run(config: gorl.Config, method: str, *, seeds: int, first_seed: int, directory: pathlib.Path | None) -> None:
     """Trains all seeds in one vmapped run, shows how it goes, and writes the results.
 
     **Arguments:**
 
     - `config`: what to train.
+    - `method`: what it is called.
     - `seeds`: how many seeds.
     - `first_seed`: the keys are those of the seeds from this one on, so that each can be run again by itself.
     - `directory`: where the results go; `None` for a new directory in `runs/`.
@@ -39,7 +40,7 @@ def run(config: gorl.Config, *, seeds: int, first_seed: int, directory: pathlib.
     if not 0 <= first_seed <= 2**32 - seeds:
         raise gorl.InputError(f"--seed must be at least 0 and below 2^32, not {first_seed}.")
     config_text = config.to_json()
-    directory = directory or _new_directory(config)
+    directory = directory or _new_directory(config, method)
     _check_directory(directory)
     began = time.monotonic()
     keys = jax.vmap(jax.random.key)(first_seed + jnp.arange(seeds, dtype=jnp.uint32))
@@ -49,7 +50,7 @@ def run(config: gorl.Config, *, seeds: int, first_seed: int, directory: pathlib.
 
     rows: list[dict[str, float | int]] = []
     state = None
-    with Progress(config, seeds) as progress:
+    with Progress(config, method, seeds) as progress:
         for chunk, state in chunks:
             jax.block_until_ready(state.position)
             progress.advance(chunk, state)
@@ -59,14 +60,14 @@ def run(config: gorl.Config, *, seeds: int, first_seed: int, directory: pathlib.
     assert state is not None
     result = gorl.finish(config, state)
     gorl.save_policy(directory / "policies.eqx", result.policy, config)
-    gorl.write_whole(directory / "curve.png", learning_curve(str(config.env), result.curve))
+    gorl.write_whole(directory / "curve.png", learning_curve(f"{method} on {config.env}", result.curve))
     wall_seconds = time.monotonic() - began
-    gorl.write_whole(directory / "summary.json", _summary(result, first_seed, wall_seconds))
-    summary(config, result, first_seed, wall_seconds, directory)
+    gorl.write_whole(directory / "summary.json", _summary(result, method, first_seed, wall_seconds))
+    summary(config, method, result, first_seed, wall_seconds, directory)
 
 
-def _new_directory(config: gorl.Config) -> pathlib.Path:
-    name = str(config.env).replace("/", "-").replace(":", "-")
+def _new_directory(config: gorl.Config, method: str) -> pathlib.Path:
+    name = f"{config.env}-{method}".replace("/", "-").replace(":", "-")
     return pathlib.Path("runs") / f"{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
 
 
@@ -114,11 +115,12 @@ def _table(rows: list[dict[str, float | int]]) -> str:
     return text.getvalue()
 
 
-def _summary(result: gorl.Result, first_seed: int, wall_seconds: float) -> str:
+def _summary(result: gorl.Result, method: str, first_seed: int, wall_seconds: float) -> str:
     returns = np.asarray(result.returns)
     kept = {str(first_seed + index): float(of_seed.mean()) for index, of_seed in enumerate(returns)}
     versions = {name: version(name) for name in ("gorl", "jax", "equinox", "optax", "diffrax", "mujoco-mjx", "brax")}
     content = {
+        "method": method,
         "kept_policy_return": kept,
         "kept_policy_return_mean": float(returns.mean()),
         "episodes_per_seed": returns.shape[1],

@@ -21,12 +21,29 @@ def environment_table(found: dict[str, tuple[int, int]]) -> None:
     rich.console.Console().print(table)
 
 
+def method_table() -> None:
+    """Prints the methods, and what each is made of."""
+    table = rich.table.Table()
+    for column in ("method", "learner", "decoder"):
+        table.add_column(column, no_wrap=True)
+    table.add_column("what it is")
+    for name, method in gorl.methods().items():
+        decoder = type(method.decoder).__name__ if method.is_staged else ""
+        table.add_row(name, type(method.learner).__name__, decoder, method.summary)
+    rich.console.Console(highlight=False).print(table)
+
+
 def summary(
-    config: gorl.Config, result: gorl.Result, first_seed: int, wall_seconds: float, directory: pathlib.Path
+    config: gorl.Config,
+    method: str,
+    result: gorl.Result,
+    first_seed: int,
+    wall_seconds: float,
+    directory: pathlib.Path,
 ) -> None:
     """Prints what came of a run: a row for each stage, the kept policies, and where the files are."""
     console = rich.console.Console(highlight=False)
-    table = rich.table.Table(title=f"{config.env}: return, mean over seeds", title_justify="left")
+    table = rich.table.Table(title=f"{method} on {config.env}: return, mean over seeds", title_justify="left")
     for column in ("stage", "env steps", "first", "best", "first / best before", "held-out loss", "epochs"):
         table.add_column(column, justify="right")
     returns = np.asarray(result.curve.mean_return).mean(axis=0)

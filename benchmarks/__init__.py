@@ -1,0 +1,1 @@
+"""Measurements: `python -m benchmarks.NAME`. Raw results are in `benchmarks/results/`."""
