@@ -80,6 +80,8 @@ def integrator(solver: str, num_steps: int, rtol: Real | None, atol: Real | None
     controller = None
     if rtol is not None and atol is not None:
         controller = diffrax.PIDController(rtol=jnp.asarray(rtol), atol=jnp.asarray(atol))
+        # A function would be a leaf that is no array.
+        controller = eqx.tree_at(lambda pid: pid.norm, controller, jax.tree_util.Partial(controller.norm))
     return Integrator(_explicit_solvers()[solver](), num_steps, jax.tree.map(jnp.asarray, controller))
 
 
