@@ -20,6 +20,8 @@ app = typer.Typer(
 
 def main() -> None:
     """Runs the command line. Bad input gets one sentence on standard error and exit code 2."""
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # so that an environment or a method in the current directory is found by name
     try:
         app()
     except ValueError as error:

@@ -22,7 +22,15 @@ from ._env import (
 )
 from ._errors import InputError as InputError
 from ._evaluation import evaluate as evaluate
-from ._hyperparameters import parse as parse, replace as replace, whole_number as whole_number
+from ._gaussian import log_density as log_density
+from ._hyperparameters import (
+    count as count,
+    parse as parse,
+    real as real,
+    replace as replace,
+    size as size,
+    whole_number as whole_number,
+)
 from ._learner import (
     DPPO as DPPO,
     FPO as FPO,

@@ -1,12 +1,12 @@
 """Methods by name: which learner goes with which decoder, and what each scale changes."""
 
 import dataclasses
-import importlib
 from collections.abc import Mapping
 from typing import Any
 
 from ._decoder import AbstractDecoderConfig, Diffusion, FlowMatching, Identity
 from ._errors import InputError, unknown_name
+from ._imported import imported
 from ._learner import DPPO, FPO, PPO, SAC, AbstractClippedLearner, AbstractLearner
 
 
@@ -71,13 +71,9 @@ def find_method(name: str) -> Method:
     """
     if name in _METHODS:
         return _METHODS[name]
-    module, separator, attribute = name.partition(":")
-    if not separator:
+    if ":" not in name:
         raise unknown_name("method", name, _METHODS)
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise InputError(f"no method can be imported from {name!r}: {error}.") from error
+    found = imported("method", name)
     if not isinstance(found, Method):
         raise InputError(f"{name!r} is no gorl.Method: give the name of one.")
     return found

@@ -119,6 +119,14 @@ def test_output_that_is_no_terminal_is_plain_lines(command, tmp_path):
         (["PointMass", "--set", "learner.num_minibatches=7"], "does not divide"),
         (["PointMass", "--set", "learner=SAC"], "group of fields"),
         (["PointMass", "--set", "decoder.solver=Eulr"], "'Euler'"),
+        (["PointMass", "--set", "decoder.num_steps=0"], "decoder.num_steps must be an integer at least 1"),
+        (["PointMass", "--method", "gorl-flo"], "'gorl-flow'"),
+        (["PointMass", "--method", "no_such_module:method"], "cannot be imported"),
+        (["PointMass", "--method", "ppo", "--stages", "2"], "one stage"),
+        (["PointMass", "--method", "dppo", "--set", "learner.num_steps=0"], "learner.num_steps must be"),
+        (["PointMass", "--method", "gorl-diffusion", "--set", "decoder.schedule=cosin"], "'cosine'"),
+        (["PointMass", "--method", "gorl-sac", "--set", "learner.buffer_size=200"], "smaller than"),
+        (["PointMass", "--method", "sac", "--set", "learner.memory_limit=1"], "MiB"),
     ],
 )
 def test_bad_input_is_one_sentence_and_leaves_nothing(command, tmp_path, arguments, sentence):
@@ -169,6 +177,25 @@ def test_envs_lists_names_and_sizes(command):
     assert "brax/halfcheetah" in output
     assert "PointMass" not in output
     assert command("envs", "nothing like it")[0] == 2
+
+
+def test_methods_lists_every_method(command):
+    code, output, _ = command("methods")
+    assert code == 0
+    for name, method in gorl.methods().items():
+        assert f" {name} " in output
+        assert type(method.learner).__name__ in output
+
+
+def test_a_baseline_trains_in_one_stage_under_its_name(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    small = [option for option in SMALL if "stage_steps" not in option and "decoder" not in option]
+    code, output, _ = command("train", "MultiGoal", "--method", "dppo", "--steps", 240, "--seeds", 1, *small)
+    assert code == 0
+    assert "dppo on MultiGoal: 1 seed, 1 stage, 240 env steps" in output
+    (directory,) = (tmp_path / "runs").iterdir()
+    assert directory.name.startswith("MultiGoal-dppo-")
+    assert json.loads((directory / "summary.json").read_text())["method"] == "dppo"
 
 
 def test_help_and_version_need_neither_gorl_nor_jax():

@@ -1,13 +1,13 @@
 """Environments by name. A new family is a new module here and a line in [`load`][]."""
 
 import functools
-import importlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from .._errors import InputError, unknown_name
+from .._imported import imported
 from . import _brax, _playground
 from ._base import EnvConfig as EnvConfig, Environment as Environment
 from ._episode import (
@@ -86,7 +86,7 @@ def _load(config: EnvConfig, platform: str) -> Episodes:
         elif name in _BUILT_IN:
             env = MultiGoal()
         else:
-            env = _imported(name) if isinstance(name, str) else name.value
+            env = _made(name) if isinstance(name, str) else name.value
             _check(env, str(config))
     # The environments of MuJoCo Playground and Brax run their physics to find their sizes out.
     sizes = environments().get(str(config)) or (env.observation_size, env.action_size)
@@ -103,12 +103,8 @@ class _ById:
         self.step = env.step
 
 
-def _imported(name: str) -> Any:
-    module_name, _, attribute = name.partition(":")
-    try:
-        found = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise InputError(f"the environment {name!r} cannot be imported: {error}.") from error
+def _made(name: str) -> Any:
+    found = imported("environment", name)
     return found if not isinstance(found, type) and isinstance(found, Environment) else found()
 
 

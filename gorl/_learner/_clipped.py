@@ -192,7 +192,7 @@ class AbstractClippedLearner(AbstractLearner[ActorCritic]):
         trainable, rest = split_trainable((memory.encoder, memory.value))
         gradient, metrics = jax.grad(self._loss, has_aux=True)(trainable, rest, batch)
         updates, optimiser_state = self._optimiser().update(gradient, memory.optimiser_state)
-        encoder, value = eqx.combine(optax.apply_updates(trainable, updates), rest)
+        encoder, value = eqx.combine(eqx.apply_updates(trainable, updates), rest)
         return ActorCritic(encoder, value, optimiser_state), metrics
 
     def _loss(self, trainable: PyTree, rest: PyTree, batch: Batch) -> tuple[Float[Array, ""], dict[str, Array]]:

@@ -108,14 +108,11 @@ class DPPO(AbstractClippedLearner):
         paper (arXiv 2507.21053) and the GoRL paper compare with: an Euler step of a flow and noise of a fixed size.
     """
 
+    on_actions: bool = eqx.field(static=True, default=True, init=False)
     learning_rate: Real = real(3e-4, above=0)
     num_steps: int = size(10)
     step_std: Real = real(0.05, above=0)
     num_frequencies: int = size(4)
-
-    @property
-    def on_actions(self) -> bool:
-        return True
 
     def fresh_encoder(self, observation_size: int, latent_size: int, key: RandomKey) -> ChainEncoder:
         velocity = ConditionalField.init(
@@ -128,7 +125,13 @@ class DPPO(AbstractClippedLearner):
             output_scale=_OUTPUT_SCALE,
         )
         statistics = RunningStatistics.empty(observation_size)
-        return ChainEncoder(velocity, statistics, Constant(jnp.asarray(self.step_std)), latent_size, self.num_steps)
+        return ChainEncoder(
+            velocity=velocity,
+            statistics=statistics,
+            step_std=Constant(jnp.asarray(self.step_std)),
+            latent_size=latent_size,
+            num_steps=self.num_steps,
+        )
 
     def assessment_names(self) -> tuple[str, ...]:
         return ()

@@ -35,7 +35,7 @@ class GaussianEncoder(AbstractEncoder):
         """
         network = perceptron(observation_size, 2 * latent_size, width, depth, key=key, output_scale=0.0)
         network = eqx.tree_at(lambda mlp: mlp.layers[-1].bias, network, standard_outputs(latent_size))
-        return GaussianEncoder(network, RunningStatistics.empty(observation_size))
+        return GaussianEncoder(network=network, statistics=RunningStatistics.empty(observation_size))
 
     def distribution(
         self, observation: Float[Array, " observation"]

@@ -105,16 +105,13 @@ class FPO(AbstractClippedLearner):
         Policy Gradients for Robot Control*, arXiv 2602.02481.
     """
 
+    on_actions: bool = eqx.field(static=True, default=True, init=False)
     learning_rate: Real = real(3e-4, above=0)
     clip: Real = real(0.05, above=0)
     num_steps: int = size(10)
     num_draws: int = size(8)
     average_losses: bool = eqx.field(static=True, default=False)
     num_frequencies: int = size(4)
-
-    @property
-    def on_actions(self) -> bool:
-        return True
 
     def fresh_encoder(self, observation_size: int, latent_size: int, key: RandomKey) -> FlowEncoder:
         velocity = ConditionalField.init(
@@ -127,7 +124,13 @@ class FPO(AbstractClippedLearner):
             output_scale=_OUTPUT_SCALE,
         )
         statistics = RunningStatistics.empty(observation_size)
-        return FlowEncoder(velocity, statistics, latent_size, self.num_steps, self.num_draws)
+        return FlowEncoder(
+            velocity=velocity,
+            statistics=statistics,
+            latent_size=latent_size,
+            num_steps=self.num_steps,
+            num_draws=self.num_draws,
+        )
 
     def assessment_names(self) -> tuple[str, ...]:
         return ("flow_loss",)

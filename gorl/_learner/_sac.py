@@ -1,10 +1,13 @@
 """Soft actor-critic in the latent space: off-policy, with a replay buffer."""
 
+from typing import Any
+
 import equinox as eqx
 import flashbax
 import jax
 import jax.numpy as jnp
 import optax
+from flashbax.buffers.trajectory_buffer import TrajectoryBuffer
 from jaxtyping import Array, Bool, Float, PyTree
 
 from .._errors import InputError
@@ -72,7 +75,7 @@ class SAC(AbstractLearner[SACMemory]):
     - `target_divergence`: where KL(encoder ‖ prior) is to settle, in nats per dimension. The usual target entropy of -1
         per dimension is 1.69 with `on_actions`.
     - `learning_starts`: steps of experience before the first gradient step.
-    - `memory_limit`: the largest replay buffer allowed, in GiB; several seeds side by side have one each.
+    - `memory_limit`: the largest replay buffer allowed, in MiB; several seeds side by side have one each.
 
     ??? cite "Reference"
 
@@ -99,7 +102,7 @@ class SAC(AbstractLearner[SACMemory]):
     initial_temperature: Real = real(1.0, above=0)
     target_divergence: Real = real(1.0, above=0)
     learning_starts: Integer = count(8192, at_least=0)
-    memory_limit: float = eqx.field(static=True, default=8.0)
+    memory_limit: int = size(8192)
 
     def init(self, observation_size: int, latent_size: int, key: RandomKey) -> SACMemory:
         self._check_memory(observation_size, latent_size)
@@ -146,8 +149,6 @@ class SAC(AbstractLearner[SACMemory]):
                 f"learner.buffer_size = {self.buffer_size} is smaller than the {steps} steps of an iteration "
                 "(num_envs * unroll_length * num_unrolls): choose a larger buffer."
             )
-        if not isinstance(self.memory_limit, int | float) or not self.memory_limit > 0:
-            raise InputError(f"learner.memory_limit must be a number above 0, not {self.memory_limit!r}.")
 
     def update(
         self, memory: SACMemory, experience: Experience, key: RandomKey
@@ -199,7 +200,7 @@ class SAC(AbstractLearner[SACMemory]):
 
         loss_of_critics, gradient = jax.value_and_grad(critic_loss)(memory.critics)
         updates, critic_state = self._optimiser().update(gradient, critic_state)
-        critics = optax.apply_updates(memory.critics, updates)
+        critics = eqx.apply_updates(memory.critics, updates)
 
         # The encoder, up the critics and towards the prior.
         trainable, rest = split_trainable(memory.encoder)
@@ -212,16 +213,16 @@ class SAC(AbstractLearner[SACMemory]):
 
         (loss_of_policy, (divergence, value, _)), gradient = jax.value_and_grad(policy_loss, has_aux=True)(trainable)
         updates, encoder_state = self._optimiser().update(gradient, encoder_state)
-        encoder = eqx.combine(optax.apply_updates(trainable, updates), rest)
+        encoder = eqx.combine(eqx.apply_updates(trainable, updates), rest)
 
         # The temperature, up where the divergence is above its target.
         log_temperature = memory.log_temperature
         if self.learn_temperature:
             excess = jnp.mean(divergence) - self.target_divergence * batch.latent.shape[-1]
             updates, temperature_state = self._optimiser().update(-temperature * excess, temperature_state)
-            log_temperature = optax.apply_updates(log_temperature, updates)
+            log_temperature = eqx.apply_updates(log_temperature, updates)
 
-        target_critics = optax.incremental_update(critics, memory.target_critics, self.smoothing)  # pyright: ignore[reportArgumentType]
+        target_critics: Any = optax.incremental_update(critics, memory.target_critics, self.smoothing)  # pyright: ignore[reportArgumentType]
         mean, std = jax.vmap(encoder.distribution)(batch.observation)
         return SACMemory(
             encoder,
@@ -267,15 +268,15 @@ class SAC(AbstractLearner[SACMemory]):
     def _optimiser(self) -> optax.GradientTransformation:
         return optax.adam(self.learning_rate)  # pyright: ignore[reportArgumentType]
 
-    def _buffer(self) -> flashbax.buffers.trajectory_buffer.TrajectoryBuffer:
+    def _buffer(self) -> TrajectoryBuffer:
         return flashbax.make_item_buffer(self.buffer_size, 1, self.batch_size, add_sequences=True, add_batches=True)
 
     def _check_memory(self, observation_size: int, latent_size: int) -> None:
-        gibibytes = self.buffer_size * (4 * (2 * observation_size + latent_size + 1) + 1) / 2**30
-        if gibibytes > self.memory_limit:
+        mebibytes = self.buffer_size * (4 * (2 * observation_size + latent_size + 1) + 1) / 2**20
+        if mebibytes > self.memory_limit:
             raise InputError(
-                f"a replay buffer of learner.buffer_size = {self.buffer_size} takes {gibibytes:.1f} GiB, and "
-                f"learner.memory_limit is {self.memory_limit:g}: choose a smaller buffer or a higher limit."
+                f"a replay buffer of learner.buffer_size = {self.buffer_size} takes {mebibytes:.0f} MiB, and "
+                f"learner.memory_limit is {self.memory_limit}: choose a smaller buffer or a higher limit."
             )
 
 

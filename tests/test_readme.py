@@ -1,0 +1,38 @@
+"""What the README shows has to work."""
+
+import pathlib
+import re
+
+import jax
+import numpy as np
+
+import gorl
+
+README = pathlib.Path(__file__).parent.parent / "README.md"
+
+
+def test_the_method_of_the_readme_trains(tmp_path, monkeypatch):
+    (example,) = re.findall(r"<!-- method example -->\n```python\n(.*?)```", README.read_text(), re.DOTALL)
+    (tmp_path / "my_method.py").write_text(example)
+    monkeypatch.syspath_prepend(tmp_path)
+    config = gorl.preset("MultiGoal", method="my_method:prior")
+    assert gorl.methods()["gorl-prior"].learner == type(config.learner)()
+    sizes = {"num_envs": 16, "unroll_length": 5, "num_minibatches": 2, "num_epochs": 2, "policy_width": 8}
+    config = gorl.replace(
+        config,
+        {
+            **{f"learner.{name}": value for name, value in sizes.items()},
+            "refinement.num_episodes": 8,
+            "refinement.num_heldout": 2,
+            "refinement.batch_size": 20,
+            "refinement.num_epochs": 2,
+            "stage_steps": (160, 160),
+            "evaluation_interval": 80,
+            "evaluation_episodes": 4,
+        },
+    )
+    assert gorl.Config.from_json(config.to_json()) == config
+    result = gorl.train(config, jax.random.key(0))
+    assert np.isfinite(result.curve.mean_return).all()
+    divergence = np.asarray(result.curve.metrics["divergence"])
+    assert divergence[-1] > 0
