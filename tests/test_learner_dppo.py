@@ -1,0 +1,221 @@
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+
+from gorl import DPPO, Experience
+from gorl._trainable import split_trainable
+
+OBSERVATION_SIZE, ACTION_SIZE, NUM_STEPS, STEP_STD = 4, 3, 4, 0.2
+
+
+def small_dppo(**changes):
+    sizes = {"policy_width": 16, "policy_depth": 2, "value_width": 16, "value_depth": 1}
+    rollout = {"num_envs": 16, "unroll_length": 4, "num_unrolls": 1, "num_minibatches": 2}
+    return DPPO(**{"num_steps": NUM_STEPS, "step_std": STEP_STD, **sizes, **rollout, **changes})
+
+
+@eqx.filter_jit
+def used_encoder(dppo, key):
+    """An encoder that has seen observations, with weights large enough that its chain is far from a straight line."""
+    encoder_key, noise_key, data_key = jax.random.split(key, 3)
+    encoder = dppo.fresh_encoder(OBSERVATION_SIZE, ACTION_SIZE, encoder_key)
+    trainable, rest = split_trainable(encoder)
+    leaves, structure = jax.tree.flatten(trainable)
+    keys = jax.random.split(noise_key, len(leaves))
+    noisy = [leaf + 0.3 * jax.random.normal(leaf_key, leaf.shape) for leaf, leaf_key in zip(leaves, keys, strict=True)]
+    encoder = eqx.combine(jax.tree.unflatten(structure, noisy), rest)
+    statistics = encoder.statistics.update(2 + 3 * jax.random.normal(data_key, (100, OBSERVATION_SIZE)))
+    return eqx.tree_at(lambda e: e.statistics, encoder, statistics)
+
+
+class NumpyChain:
+    """The chain in float64 and numpy, with its weights in a list that can be moved."""
+
+    def __init__(self, encoder):
+        float64 = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), split_trainable(encoder)[0])
+        self.weights = jax.tree.leaves(float64)  # by layer: weight, bias
+        self.mean = np.asarray(encoder.statistics.mean, np.float64)
+        self.std = np.sqrt(np.asarray(encoder.statistics.variance, np.float64))
+
+    def moved(self, step, direction):
+        other = object.__new__(NumpyChain)
+        other.mean, other.std = self.mean, self.std
+        other.weights = [w + step * np.asarray(d, np.float64) for w, d in zip(self.weights, direction, strict=True)]
+        return other
+
+    def next_mean(self, observation, point, index):
+        frequencies = 2.0 ** np.arange(4) * index / NUM_STEPS
+        embedded = np.concatenate([np.cos(frequencies), np.sin(frequencies)])
+        x = np.concatenate([(np.asarray(observation) - self.mean) / self.std, point, embedded])
+        for weight, bias in zip(self.weights[:-2:2], self.weights[1:-2:2], strict=True):
+            x = weight @ x + bias
+            x = x / (1 + np.exp(-x))
+        return point + 0.25 * (self.weights[-2] @ x + self.weights[-1]) / NUM_STEPS
+
+    def next_means(self, observation, points):
+        points = np.asarray(points, np.float64)
+        return np.stack([self.next_mean(observation, points[i], i) for i in range(NUM_STEPS)])
+
+    def log_densities(self, observation, points):
+        """Of every step, by scipy."""
+        means = self.next_means(observation, points)
+        return scipy.stats.norm.logpdf(np.asarray(points, np.float64)[1:], means, STEP_STD).sum(axis=-1)
+
+
+@pytest.fixture(scope="module")
+def steps():
+    """An encoder, observations, and an action at each with the chain that ended in it."""
+    encoder = used_encoder(small_dppo(), jax.random.key(0))
+    observations = 2 + 3 * jax.random.normal(jax.random.key(3), (2000, OBSERVATION_SIZE))
+    keys = jax.random.split(jax.random.key(4), 2000)
+    return encoder, observations, *jax.jit(jax.vmap(lambda o, key: encoder.sample(o, key)))(observations, keys)
+
+
+def one_of(steps):
+    encoder, *batch = steps
+    return encoder, *jax.tree.map(lambda leaf: leaf[0], batch)
+
+
+def moved(encoder, amount, seed=7):
+    """The encoder with its weights moved in a random direction, and that direction."""
+    trainable, rest = split_trainable(encoder)
+    leaves, structure = jax.tree.flatten(trainable)
+    keys = jax.random.split(jax.random.key(seed), len(leaves))
+    direction = [jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True)]
+    elsewhere = [leaf + amount * d for leaf, d in zip(leaves, direction, strict=True)]
+    return eqx.combine(jax.tree.unflatten(structure, elsewhere), rest), direction
+
+
+# --- The chain. ---
+
+
+def test_a_chain_begins_in_standard_noise_and_ends_in_the_action(steps):
+    *_, actions, chain = steps
+    assert chain.points.shape == (2000, NUM_STEPS + 1, ACTION_SIZE)
+    assert chain.log_density.shape == (2000, NUM_STEPS)
+    np.testing.assert_array_equal(chain.points[:, -1], actions)
+    start = np.asarray(chain.points[:, 0])
+    assert scipy.stats.kstest(start.ravel(), "norm").pvalue > 1e-3
+    np.testing.assert_allclose(np.corrcoef(start.T), np.eye(ACTION_SIZE), atol=0.1)
+
+
+def test_every_step_of_a_chain_adds_noise_of_its_own_to_an_euler_step(steps):
+    encoder, observations, _, chain = steps
+    oracle = NumpyChain(encoder)
+    means = np.stack([oracle.next_means(o, points) for o, points in zip(observations, chain.points, strict=True)])
+    noise = (np.asarray(chain.points[:, 1:]) - means) / STEP_STD
+    assert scipy.stats.kstest(noise.ravel(), "norm").pvalue > 1e-3
+    together = np.concatenate([noise.reshape(2000, -1), np.asarray(chain.points[:, 0])], axis=-1)
+    np.testing.assert_allclose(np.corrcoef(together.T), np.eye(together.shape[-1]), atol=0.11)
+
+
+def test_the_mode_is_the_end_of_the_chain_from_zero_without_noise(steps):
+    encoder, observation, *_ = one_of(steps)
+    point = np.zeros(ACTION_SIZE)
+    for index in range(NUM_STEPS):
+        point = NumpyChain(encoder).next_mean(observation, point, index)
+    assert np.abs(point).max() > 0.05
+    np.testing.assert_allclose(encoder.mode(observation), point, rtol=1e-4, atol=1e-5)
+
+
+# --- Likelihoods and ratios. ---
+
+
+def test_the_remembered_log_densities_are_those_of_scipy(steps):
+    encoder, observations, _, chain = steps
+    oracle = NumpyChain(encoder)
+    for i in range(20):
+        expected = oracle.log_densities(observations[i], chain.points[i])
+        np.testing.assert_allclose(chain.log_density[i], expected, rtol=1e-4, atol=1e-3)
+
+
+def test_the_ratio_is_one_at_the_parameters_that_collected_the_experience(steps):
+    encoder, *batch = steps
+    dppo = small_dppo()
+    log_ratio = jax.jit(jax.vmap(lambda *step: dppo.assess(encoder, *step).log_ratio))(*batch)
+    assert log_ratio.shape == (2000, NUM_STEPS)
+    np.testing.assert_allclose(log_ratio, 0, atol=3e-5)  # of numbers of order ten
+
+
+def test_there_is_one_ratio_per_step(steps):
+    encoder, observation, action, chain = one_of(steps)
+    elsewhere, direction = moved(encoder, 0.3)
+    new = NumpyChain(encoder).moved(0.3, direction).log_densities(observation, chain.points)
+    expected = new - np.asarray(chain.log_density)
+    assert np.abs(expected).max() > 0.03
+    found = small_dppo().assess(elsewhere, observation, action, chain)
+    np.testing.assert_allclose(found.log_ratio, expected, rtol=1e-3, atol=1e-4)
+    assert found.cost == 0
+    assert set(found.metrics) == set(small_dppo().assessment_names())
+
+
+def test_the_gradient_of_the_ratios_against_finite_differences_in_float64(steps):
+    encoder, observation, action, chain = one_of(steps)
+    trainable, rest = split_trainable(encoder)
+    weights = np.array([0.3, -1.0, 0.8, 0.5])
+
+    @jax.jit
+    @jax.grad
+    def gradient(trainable):
+        log_ratio = small_dppo().assess(eqx.combine(trainable, rest), observation, action, chain).log_ratio
+        return jnp.asarray(weights, jnp.float32) @ log_ratio
+
+    found = jax.tree.leaves(gradient(trainable))
+    oracle = NumpyChain(encoder)
+    for seed in range(5):
+        _, direction = moved(encoder, 0.0, seed)
+        ahead, behind = (
+            weights @ oracle.moved(step, direction).log_densities(observation, chain.points) for step in (1e-5, -1e-5)
+        )
+        along = sum(float(jnp.sum(g * d)) for g, d in zip(found, direction, strict=True))
+        np.testing.assert_allclose(along, (ahead - behind) / 2e-5, rtol=1e-3, atol=1e-4)
+
+
+# --- Learning. ---
+
+
+def test_updates_move_actions_to_where_the_reward_is_and_leave_the_noise_of_a_step_alone():
+    dppo = small_dppo(
+        num_envs=256, unroll_length=1, num_epochs=4, num_minibatches=4, learning_rate=3e-3, reward_scale=1.0
+    )
+    target = jnp.array([0.5, -1.0, 0.0])
+
+    def iterate(memory, key):
+        observation_key, action_key, update_key = jax.random.split(key, 3)
+        observation = jax.random.normal(observation_key, (1, 256, OBSERVATION_SIZE))
+        sample = jax.vmap(jax.vmap(memory.encoder.sample))
+        action, chain = sample(observation, jax.random.split(action_key, (1, 256)))
+        reward = -jnp.sum((action - target) ** 2, axis=-1)
+        experience = Experience(
+            observation=observation,
+            latent=action,
+            extras=chain,
+            action=action,
+            reward=reward,
+            terminated=jnp.ones((1, 256), bool),
+            truncated=jnp.zeros((1, 256), bool),
+            next_observation=observation,
+            final_observation=observation[0],
+        )
+        memory, metrics = dppo.update(memory, experience, update_key)
+        return memory, (jnp.mean(reward), metrics)
+
+    @jax.jit
+    def run(key):
+        memory = dppo.init(OBSERVATION_SIZE, ACTION_SIZE, key)
+        return memory, *jax.lax.scan(iterate, memory, jax.random.split(key, 60))
+
+    before, after, (rewards, metrics) = run(jax.random.key(0))
+    assert set(metrics) == set(dppo.metric_names())
+    assert all(jnp.isfinite(figures).all() for figures in metrics.values())
+    # Chains without a velocity earn -(3 (1 + 4 * 0.2²) + 1.25); the best there are, -3 * 0.2².
+    np.testing.assert_allclose(rewards[0], -4.73, atol=0.6)
+    assert jnp.mean(rewards[-5:]) > -1.5, rewards
+
+    np.testing.assert_array_equal(before.encoder.step_std.value, np.float32(STEP_STD))
+    np.testing.assert_array_equal(after.encoder.step_std.value, np.float32(STEP_STD))
+    learned = zip(*(jax.tree.leaves(m.encoder.velocity) for m in (before, after)), strict=True)
+    assert all(not jnp.array_equal(old, new) for old, new in learned)
