@@ -82,9 +82,9 @@ def make_policy():
         statistics = gorl.RunningStatistics.of(jax.random.normal(noise_key, (100, observation_size)))
         encoder = learner.encoder(learner.init(observation_size, action_size, encoder_key))
         decoder = gorl.FlowMatching(width=16, depth=1, num_steps=4).init(statistics, action_size, decoder_key)
-        networks = (encoder.network, decoder.network)
+        networks = (encoder.network, decoder.velocity)
         networks = jax.tree.map(lambda weights: weights + 0.3 * jax.random.normal(noise_key, weights.shape), networks)
-        encoder, decoder = eqx.tree_at(lambda pair: (pair[0].network, pair[1].network), (encoder, decoder), networks)
+        encoder, decoder = eqx.tree_at(lambda pair: (pair[0].network, pair[1].velocity), (encoder, decoder), networks)
         staged = gorl.IdentityDecoder() if plain else gorl.StagedDecoder(decoder, jnp.asarray(fitted))
         return gorl.Policy(encoder, staged, observation_size, action_size)
 

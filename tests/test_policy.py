@@ -119,5 +119,5 @@ def test_whether_a_decoder_is_fitted_stays_a_branch_in_a_batch_of_observations(m
 
 def test_the_loss_is_the_decoders(make_policy):
     decoder, key = make_policy(3, 2).decoder, jax.random.key(4)
-    observation, action = jnp.ones(3), jnp.asarray([0.2, -1.0])
-    assert decoder.loss(observation, action, key) == decoder.decoder.loss(observation, action, key)
+    pair = (jnp.ones(3), jnp.asarray([0.5, 0.1]), jnp.asarray([0.2, -1.0]))
+    assert decoder.loss(*pair, key) == decoder.decoder.loss(*pair, key)
