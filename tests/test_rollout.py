@@ -1,0 +1,59 @@
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import gorl
+from gorl._env import load
+from gorl._rollout import demonstrate, rollout
+
+
+@pytest.mark.parametrize("terminates_at", [3, 1_000_000], ids=["terminated", "truncated"])
+def test_the_next_observation_is_the_one_before_the_restart(counting, make_policy, terminates_at):
+    episodes = load(gorl.EnvConfig(counting(terminates_at, episode_length=5)))
+    _, experience = rollout(episodes, make_policy(2, 1, plain=True), episodes.none(3), 4, 5, jax.random.key(0))
+    over = np.asarray(experience.terminated | experience.truncated)
+    assert over[:, 0].nonzero()[0].tolist() == list(range(min(terminates_at, 5) - 1, 20, min(terminates_at, 5)))
+    # The environment counts its steps and keeps its start state.
+    np.testing.assert_array_equal(experience.next_observation, experience.observation + jnp.array([0.0, 1.0]))
+    # What is acted on next is that observation, or a fresh start if the episode is over.
+    seen = jnp.concatenate([experience.observation[1:], experience.final_observation[None]])
+    np.testing.assert_array_equal(seen[~over], experience.next_observation[~over])
+    assert (seen[over][:, 1] == 0).all()
+
+
+def test_a_demonstration_is_what_the_decoder_makes_of_latents_of_the_encoder(make_policy):
+    episodes, policy = load(gorl.EnvConfig("MultiGoal", episode_length=12)), make_policy(2, 2)
+    observations, actions, latents = eqx.filter_jit(demonstrate)(episodes, policy, 200, 1, 5, jax.random.key(0))
+    assert observations.shape == actions.shape == latents.shape == (200, 12, 2)
+    decoded = jax.vmap(jax.vmap(policy.decoder.decode))(observations, latents)
+    np.testing.assert_allclose(actions, decoded, rtol=1e-4, atol=1e-4)
+    mean, std = jax.vmap(jax.vmap(policy.encoder.distribution))(observations)
+    standard = np.ravel((latents - mean) / std)
+    # Four standard errors.
+    assert abs(np.mean(standard)) < 4 / np.sqrt(standard.size)
+    np.testing.assert_allclose(np.var(standard), 1, atol=4 * np.sqrt(2 / standard.size))
+
+
+def test_a_demonstration_keeps_one_step_in_a_stride_at_random_places(counting, make_policy):
+    episodes = load(gorl.EnvConfig(counting(episode_length=11)))
+    policy = make_policy(2, 1, plain=True)
+    observations, actions, latents = eqx.filter_jit(demonstrate)(episodes, policy, 300, 3, 4, jax.random.key(0))
+    assert observations.shape == (300, 3, 2)  # the last two steps are no whole stride
+    count = np.asarray(observations[..., 1])
+    np.testing.assert_array_equal(count // 3, np.broadcast_to([0, 1, 2], (300, 3)))
+    # Each place of a stride comes up 100 times in 300, give or take four standard deviations.
+    for column in count.T:
+        np.testing.assert_allclose(np.bincount(column.astype(int) % 3, minlength=3), 100, atol=33)
+    # Latents, observations and actions are of the same steps: this decoder is the identity.
+    np.testing.assert_array_equal(latents, actions)
+    assert len(np.unique(observations[..., 0])) == 300  # fresh episodes, of one start state each
+
+
+def test_after_a_termination_a_demonstration_goes_on_with_another_episode(counting, make_policy):
+    episodes = load(gorl.EnvConfig(counting(terminates_at=4, episode_length=10)))
+    observations, _, _ = eqx.filter_jit(demonstrate)(
+        episodes, make_policy(2, 1, plain=True), 5, 1, 10, jax.random.key(0)
+    )
+    np.testing.assert_array_equal(observations[..., 1], np.broadcast_to([0, 1, 2, 3] * 2 + [0, 1], (5, 10)))
