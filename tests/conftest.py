@@ -6,7 +6,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jaxtyping
+import numpy as np
 import pytest
+from scipy.special import expit
 
 import gorl
 
@@ -89,6 +91,52 @@ def make_policy():
         return gorl.Policy(encoder, staged, observation_size, action_size)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def written_out():
+    """Writes a perceptron with SiLU activations out in numpy and double precision."""
+
+    def write(network):
+        layers = [(np.float64(layer.weight), np.float64(layer.bias)) for layer in network.layers]
+
+        def run(inputs):
+            for weight, bias in layers[:-1]:
+                inputs = weight @ inputs + bias
+                inputs = inputs * expit(inputs)
+            weight, bias = layers[-1]
+            return weight @ inputs + bias
+
+        return run
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def written_out_field(written_out):
+    """Writes a conditional field with four frequencies out at one normalised observation."""
+
+    def write(field, normalised):
+        run = written_out(field.network)
+
+        def evaluate(point, time):
+            angles = time * np.array([1.0, 2.0, 4.0, 8.0])
+            return run(np.concatenate([normalised, point, np.cos(angles), np.sin(angles)]))
+
+        return evaluate
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def shaken():
+    """Adds a little noise to every number of a module, so that biases are not zero either."""
+
+    def shake(module):
+        draw = np.random.default_rng(0).normal
+        return jax.tree.map(lambda leaf: leaf + jnp.asarray(draw(0, 0.1, leaf.shape), jnp.float32), module)
+
+    return shake
 
 
 @pytest.fixture
