@@ -26,6 +26,7 @@ from rliable import library, metrics
 
 import gorl
 
+TRAIN = (sys.executable, "-m", "gorl_cli", "train")
 RESULTS = pathlib.Path(__file__).parent / "results" / "returns"
 PAPER_RETURNS = pathlib.Path(__file__).parent / "paper_returns.csv"
 # Okabe and Ito's palette, which colour-blind people can tell apart.
@@ -75,7 +76,7 @@ class Cell:
         with tempfile.TemporaryDirectory() as scratch:
             run = pathlib.Path(scratch) / "run"
             options = ("--scale", self.scale, "--method", self.method, "--seeds", str(self.seeds), "--out", str(run))
-            process = subprocess.Popen([sys.executable, "-m", "gorl_cli", "train", self.task, *options])
+            process = subprocess.Popen([*TRAIN, self.task, *options])
             try:
                 code = process.wait(None if deadline == float("inf") else max(0.0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
