@@ -197,6 +197,11 @@ def parse(group: eqx.Module, name: str, text: str, prefix: str = "") -> Any:
             if text.casefold() not in ("true", "false"):
                 raise InputError(f"{prefix}{name} must be true or false, not {text!r}.")
             return text.casefold() == "true"
+        if "," in text and any(typing.get_origin(kind) is tuple for kind in typing.get_args(fields[first].type)):
+            try:
+                return tuple(float(entry) for entry in text.split(",") if entry.strip())
+            except ValueError as error:
+                raise InputError(f"{prefix}{name} must be a name or numbers with commas, not {text!r}.") from error
         return text
     number: Callable[[str], Any] = whole_number if allowed.integral else float
     try:

@@ -21,5 +21,5 @@ def imported(what: str, name: str) -> Any:
     module, _, attribute = name.partition(":")
     try:
         return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, ValueError, TypeError) as error:  # a relative name is a TypeError
         raise InputError(f"the {what} {name!r} cannot be imported: {error}.") from error

@@ -1,6 +1,7 @@
 """Ordinary differential equations, by diffrax."""
 
 from collections.abc import Callable
+from typing import Any
 
 import diffrax
 import equinox as eqx
@@ -12,6 +13,17 @@ from ._errors import InputError, unknown_name
 from ._types import Real
 
 _MAX_ADAPTIVE_STEPS = 4096  # diffrax's own default; a solve that needs more has gone wrong
+
+
+class _GivenSteps(diffrax.StepTo):
+    """Steps to given times, without the checks of `diffrax.StepTo`: each of those is a call back to the host in every
+    solve, which on a GPU is a wait in every environment step. Here the times increase by construction."""
+
+    def wrap(self, direction: Any) -> "_GivenSteps":
+        return _GivenSteps(self.ts * direction)
+
+    def init(self, terms: Any, t0: Any, t1: Any, y0: Any, dt0: Any, args: Any, func: Any, error_order: Any) -> Any:
+        return self.ts[1], 2  # where the first step ends, and which time comes next
 
 
 class Integrator(eqx.Module):
@@ -51,7 +63,7 @@ class Integrator(eqx.Module):
         """
         if self.controller is None:
             # Given steps have a known number, so that no device has to be asked whether the solve is over.
-            controller, max_steps = diffrax.StepTo(ts=times), self.num_steps
+            controller, max_steps = _GivenSteps(ts=times), self.num_steps
             adjoint = diffrax.DirectAdjoint()
         else:
             controller, max_steps = self.controller, self.max_steps
@@ -108,10 +120,12 @@ def solver_name(solver: str | diffrax.AbstractSolver) -> str:
 
     **Raises:**
 
-    `gorl.InputError` if it has options of its own, which a name cannot say.
+    `gorl.InputError` if it is none, or has options of its own, which a name cannot say.
     """
     if isinstance(solver, str):
         return solver
+    if not isinstance(solver, diffrax.AbstractSolver):
+        raise InputError(f"a solver must be a diffrax solver or the name of one, not {solver!r}.")
     if solver != type(solver)():
         raise InputError(
             f"a solver with options of its own cannot be written to a file: give {type(solver).__name__}()."

@@ -412,3 +412,11 @@ def test_a_batch_cannot_be_written(tiny):
 def test_an_environment_without_a_name_cannot_be_written(counting):
     with pytest.raises(gorl.InputError, match=r"name is a Python object, .*give it by name"):
         gorl.Config(env=counting()).to_json()
+
+
+def test_a_schedule_of_noise_can_be_typed():
+    config = gorl.Config(decoder=gorl.Diffusion())
+    assert gorl.parse(config, "decoder.schedule", "0.9,0.5") == (0.9, 0.5)
+    assert gorl.parse(config, "decoder.schedule", "linear") == "linear"
+    with pytest.raises(gorl.InputError, match=r"decoder.schedule must be a name or numbers"):
+        gorl.parse(config, "decoder.schedule", "0.9,half")

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy.integrate import quad
 
+import gorl
 from gorl import NoiseSchedule
 
 VALUES = (0.995, 0.9, 0.6, 0.3, 0.02)
@@ -81,3 +82,21 @@ def test_times_have_gradients_down_to_no_noise(kind, num_levels):
     # A policy is differentiated through them by a learner that asks for the gradient of an action.
     gradient = jax.vmap(jax.grad(NoiseSchedule(kind, num_levels).time))(jnp.array([0.0, 1e-3, 1.0, 5.0]))
     assert jnp.all(jnp.isfinite(gradient))
+
+
+@pytest.mark.parametrize("values", [(1.0, 0.5), (0.9, 1e-50), (0.9, 0.9 - 1e-9), (0.5, float("nan"))])
+def test_values_that_single_precision_cannot_tell_apart_are_refused(values):
+    with pytest.raises(gorl.InputError, match="must fall"):
+        gorl.Config(decoder=gorl.Diffusion(schedule=values, num_levels=2))
+
+
+@pytest.mark.parametrize("kind", [None, 3.0, ("high", "low")])
+def test_a_schedule_that_is_neither_name_nor_numbers_is_refused(unchecked, kind):
+    with pytest.raises(gorl.InputError, match=r"decoder\.schedule must be a name or the values"):
+        gorl.Diffusion(schedule=kind)
+
+
+def test_a_schedule_may_be_any_sequence_of_numbers():
+    values = np.linspace(0.9, 0.1, 10)
+    config = gorl.Config(decoder=gorl.Diffusion(schedule=values))
+    assert config == gorl.Config.from_json(config.to_json())

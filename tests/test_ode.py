@@ -77,3 +77,8 @@ def test_gradients_go_through_the_steps(integrator):
 
     by_rate, by_start = jax.grad(end, argnums=(0, 1))(jnp.asarray(1.5), jnp.asarray(2.0))
     np.testing.assert_allclose([by_rate, by_start], [-2 * np.exp(-1.5), np.exp(-1.5)], rtol=1e-3)
+
+
+def test_given_steps_never_call_back_to_the_host():
+    program = jax.jit(lambda start: Integrator(num_steps=4)(pendulum, start, TIMES)).lower(START).as_text()
+    assert "callback" not in program

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from .._errors import InputError
 from .._hyperparameters import real, size
 from .._network import ConditionalField
 from .._ode import Integrator, check_solver, integrator, solver_name
@@ -75,7 +76,11 @@ class DiffusionDecoder(AbstractDecoder):
 
 
 def _schedule_kind(kind: Any) -> Any:
-    return tuple(kind) if isinstance(kind, list) else kind
+    """A name as it is, and any sequence of numbers as a tuple of them, which compares and goes to a file."""
+    try:
+        return kind if isinstance(kind, str) else tuple(float(value) for value in kind)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"decoder.schedule must be a name or the values of ᾱ at the levels, not {kind!r}.") from error
 
 
 class Diffusion(AbstractDecoderConfig):
@@ -97,7 +102,7 @@ class Diffusion(AbstractDecoderConfig):
     depth: int = size(4)
     num_frequencies: int = size(4)
     schedule: str | tuple[float, ...] = eqx.field(static=True, converter=_schedule_kind, default="cosine")
-    num_levels: int = size(10)
+    num_levels: int = size(10, at_least=2)
     solver: str = eqx.field(static=True, converter=solver_name, default="Euler")
     num_steps: int = size(10)
     rtol: Real | None = real(None, above=0)

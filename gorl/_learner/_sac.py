@@ -208,7 +208,8 @@ class SAC(AbstractLearner[SACMemory]):
         def policy_loss(trainable: PyTree) -> tuple[Float[Array, ""], tuple[Array, Array, Array]]:
             encoder = eqx.combine(trainable, rest)
             latent, divergence = self._draw(encoder, batch.observation, latent_key)
-            value = jnp.min(self._values(critics, memory.encoder, batch.observation, latent), 0)
+            # The gradient of jnp.min divides by how many entries equal the result: by none where XLA rounds them twice.
+            value = jnp.minimum(*self._values(critics, memory.encoder, batch.observation, latent))
             return jnp.mean(temperature * divergence - value), (divergence, value, latent)
 
         (loss_of_policy, (divergence, value, _)), gradient = jax.value_and_grad(policy_loss, has_aux=True)(trainable)
