@@ -284,6 +284,35 @@ def test_the_value_of_a_state_that_pays_one_for_ever_or_once(truncated, expected
     assert metrics["divergence"] < 0.1
 
 
+@pytest.mark.parametrize("on_actions", [False, True])
+def test_the_encoder_climbs_the_lower_of_the_two_critics_as_they_are_after_their_own_step(on_actions):
+    sac = small_sac(on_actions=on_actions)
+    before = remember(used_memory(jax.random.key(0)), some_experience(1))
+    # So that each critic is the lower one somewhere.
+    before = eqx.tree_at(
+        lambda m: m.critics.layers[-1].bias, before, replace_fn=lambda b: b - jnp.array([[0.0], [1.2]])
+    )
+    batch, key = in_buffer(before), jax.random.key(3)
+    after, metrics = gradient_step(sac, before, jax.tree.map(jnp.asarray, batch), key)
+
+    # Only the random numbers behind the latents are taken from the code.
+    noise = np.asarray(jax.random.normal(jax.random.split(key)[1], (16, LATENT_SIZE)), np.float64)
+    mean, std = (np.asarray(part, np.float64) for part in jax.vmap(before.encoder.distribution)(batch.observation))
+    latent = mean + std * noise
+    prior = -2 * np.log(np.cosh(latent)) - np.log(2) if on_actions else scipy.stats.norm.logpdf(latent)
+    divergence = np.sum(scipy.stats.norm.logpdf(latent, mean, std) - prior, axis=-1)
+    statistics = before.encoder.statistics
+    normalised = (batch.observation - statistics.mean) / np.sqrt(statistics.variance)
+    inputs = np.concatenate([normalised, np.tanh(latent) if on_actions else latent], axis=-1)
+    one, other = numpy_values(after.critics, inputs)
+    assert (one < other).any()
+    assert (one > other).any()
+    np.testing.assert_allclose(metrics["divergence"], divergence.mean(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(metrics["value"], np.minimum(one, other).mean(), rtol=1e-4, atol=1e-5)
+    expected = (divergence - np.minimum(one, other)).mean()  # at the temperature 1
+    np.testing.assert_allclose(metrics["policy_loss"], expected, rtol=1e-4, atol=1e-5)
+
+
 def test_target_critics_move_towards_the_critics_by_the_smoothing_factor():
     before = remember(used_memory(jax.random.key(0)), some_experience(1))
     batch = jax.tree.map(jnp.asarray, in_buffer(before))
