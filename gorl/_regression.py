@@ -112,16 +112,17 @@ def fit_decoder(
     optimiser = optax.adam(refinement.learning_rate)  # pyright: ignore[reportArgumentType]
     heldout_key, key = jax.random.split(key)
 
-    def mean_loss(trainable: PyTree, rest: PyTree, pairs: PyTree[Array], key: RandomKey) -> Float[Array, ""]:
-        observation, action, latent = pairs
+    def pair_loss(decoder: AbstractDecoder, pair: PyTree[Array], key: RandomKey) -> Float[Array, ""]:
+        observation, action, latent = pair
         loss_key, latent_key = jax.random.split(key)
-        draws = (action.shape[0], refinement.num_draws)
-        if latent is None:
-            latent = jax.random.normal(latent_key, (*draws, action.shape[-1]))
-        else:
-            latent = jnp.broadcast_to(latent[:, None], (*draws, action.shape[-1]))
-        loss = jax.vmap(eqx.combine(trainable, rest).loss, in_axes=(None, 0, None, 0))
-        return jnp.mean(jax.vmap(loss)(observation, latent, action, jax.random.split(loss_key, draws)))
+        draws = (refinement.num_draws, action.size)
+        latents = jax.random.normal(latent_key, draws) if latent is None else jnp.broadcast_to(latent, draws)
+        loss = jax.vmap(decoder.loss, in_axes=(None, 0, None, 0))
+        return jnp.mean(loss(observation, latents, action, jax.random.split(loss_key, refinement.num_draws)))
+
+    def mean_loss(trainable: PyTree, rest: PyTree, pairs: PyTree[Array], key: RandomKey) -> Float[Array, ""]:
+        keys = jax.random.split(key, refinement.batch_size)
+        return jnp.mean(jax.vmap(pair_loss, in_axes=(None, 0, 0))(eqx.combine(trainable, rest), pairs, keys))
 
     def batch_step(carry: tuple[AbstractDecoder, PyTree], inputs: tuple) -> tuple[tuple, Float[Array, ""]]:
         decoder, optimiser_state = carry
@@ -151,12 +152,9 @@ def fit_decoder(
 
     def heldout_loss(decoder: AbstractDecoder) -> Float[Array, ""]:
         """The loss on the pairs held out, a batch at a time, so that it needs no more memory than a gradient step."""
-        trainable, rest = split_trainable(decoder)
-        size = min(refinement.batch_size, heldout[0].shape[0])
-        num_batches = heldout[0].shape[0] // size
-        batches = jax.tree.map(lambda leaf: leaf[: num_batches * size].reshape(num_batches, size, -1), heldout)
-        keys = jax.random.split(heldout_key, num_batches)
-        return jnp.mean(jax.lax.map(lambda inputs: mean_loss(trainable, rest, *inputs), (batches, keys)))
+        inputs = (heldout, jax.random.split(heldout_key, heldout[0].shape[0]))
+        losses = jax.lax.map(lambda each: pair_loss(decoder, *each), inputs, batch_size=refinement.batch_size)
+        return jnp.mean(losses)
 
     def goes_on(search: _Search) -> Bool[Array, ""]:
         return (search.fit.num_epochs < refinement.num_epochs) & (search.stale < refinement.patience)

@@ -287,3 +287,14 @@ def test_sizes_that_do_not_go_together_are_refused(changes, message):
 
 def test_sizes_that_go_together_are_accepted():
     small_refinement(stride=3, batch_size=20).check(16)
+
+
+def test_every_pair_held_out_counts_whatever_the_batches():
+    # 32 pairs are held out: batches of 20 leave a remainder.
+    losses = [
+        fit_decoder(
+            *small_problem(), small_refinement(batch_size=size, patience=1, learning_rate=TINY), jax.random.key(1)
+        )
+        for size in (32, 20)
+    ]
+    np.testing.assert_allclose(losses[0][1].heldout_loss, losses[1][1].heldout_loss, rtol=1e-5)
