@@ -1,3 +1,5 @@
+import functools
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -10,6 +12,9 @@ from gorl._trainable import split_trainable
 
 OBSERVATION_SIZE, ACTION_SIZE, NUM_STEPS, STEP_STD = 4, 3, 4, 0.2
 
+# The programs here take seconds to compile and milliseconds to run.
+compiled = functools.partial(eqx.filter_jit, compiler_options={"xla_backend_optimization_level": 0})
+
 
 def small_dppo(**changes):
     sizes = {"policy_width": 16, "policy_depth": 2, "value_width": 16, "value_depth": 1}
@@ -17,7 +22,7 @@ def small_dppo(**changes):
     return DPPO(**{"num_steps": NUM_STEPS, "step_std": STEP_STD, **sizes, **rollout, **changes})
 
 
-@eqx.filter_jit
+@compiled
 def used_encoder(dppo, key):
     """An encoder that has seen observations, with weights large enough that its chain is far from a straight line."""
     encoder_key, noise_key, data_key = jax.random.split(key, 3)
@@ -71,7 +76,7 @@ def steps():
     encoder = used_encoder(small_dppo(), jax.random.key(0))
     observations = 2 + 3 * jax.random.normal(jax.random.key(3), (2000, OBSERVATION_SIZE))
     keys = jax.random.split(jax.random.key(4), 2000)
-    return encoder, observations, *jax.jit(jax.vmap(lambda o, key: encoder.sample(o, key)))(observations, keys)
+    return encoder, observations, *compiled(eqx.filter_vmap(lambda o, key: encoder.sample(o, key)))(observations, keys)
 
 
 def one_of(steps):
@@ -135,7 +140,7 @@ def test_the_remembered_log_densities_are_those_of_scipy(steps):
 def test_the_ratio_is_one_at_the_parameters_that_collected_the_experience(steps):
     encoder, *batch = steps
     dppo = small_dppo()
-    log_ratio = jax.jit(jax.vmap(lambda *step: dppo.assess(encoder, *step).log_ratio))(*batch)
+    log_ratio = compiled(eqx.filter_vmap(lambda *step: dppo.assess(encoder, *step).log_ratio))(*batch)
     assert log_ratio.shape == (2000, NUM_STEPS)
     np.testing.assert_allclose(log_ratio, 0, atol=3e-5)  # of numbers of order ten
 
@@ -157,7 +162,7 @@ def test_the_gradient_of_the_ratios_against_finite_differences_in_float64(steps)
     trainable, rest = split_trainable(encoder)
     weights = np.array([0.3, -1.0, 0.8, 0.5])
 
-    @jax.jit
+    @compiled
     @jax.grad
     def gradient(trainable):
         log_ratio = small_dppo().assess(eqx.combine(trainable, rest), observation, action, chain).log_ratio
@@ -203,7 +208,7 @@ def test_updates_move_actions_to_where_the_reward_is_and_leave_the_noise_of_a_st
         memory, metrics = dppo.update(memory, experience, update_key)
         return memory, (jnp.mean(reward), metrics)
 
-    @jax.jit
+    @compiled
     def run(key):
         memory = dppo.init(OBSERVATION_SIZE, ACTION_SIZE, key)
         return memory, *jax.lax.scan(iterate, memory, jax.random.split(key, 60))

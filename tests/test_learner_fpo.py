@@ -1,3 +1,5 @@
+import functools
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -11,13 +13,16 @@ from gorl._trainable import split_trainable
 
 OBSERVATION_SIZE, ACTION_SIZE = 4, 3
 
+# The programs here take seconds to compile and milliseconds to run.
+compiled = functools.partial(eqx.filter_jit, compiler_options={"xla_backend_optimization_level": 0})
+
 
 def small_fpo(**changes):
     sizes = {"policy_width": 16, "policy_depth": 2, "value_width": 16, "value_depth": 1, "num_draws": 5, "num_steps": 4}
     return FPO(**{"num_envs": 16, "unroll_length": 4, "num_unrolls": 1, "num_minibatches": 2, **sizes, **changes})
 
 
-@eqx.filter_jit
+@compiled
 def used_encoder(fpo, key):
     """An encoder that has seen observations, with weights large enough that it is far from a straight line."""
     encoder_key, noise_key, data_key = jax.random.split(key, 3)
@@ -77,7 +82,7 @@ def step():
     """An encoder, an observation, and an action that it drew there with what is remembered of it."""
     encoder = used_encoder(small_fpo(), jax.random.key(0))
     observation = jnp.array([1.0, -2.0, 6.0, 3.0])
-    action, draws = eqx.filter_jit(encoder.sample)(observation, jax.random.key(1))
+    action, draws = compiled(encoder.sample)(observation, jax.random.key(1))
     return encoder, observation, action, draws
 
 
@@ -87,7 +92,7 @@ def draws_at_many_observations():
     encoder = used_encoder(small_fpo(), jax.random.key(0))
     observations = 2 + 3 * jax.random.normal(jax.random.key(3), (2000, OBSERVATION_SIZE))
     keys = jax.random.split(jax.random.key(4), 2000)
-    return encoder, observations, *jax.jit(jax.vmap(lambda o, key: encoder.sample(o, key)))(observations, keys)
+    return encoder, observations, *compiled(eqx.filter_vmap(lambda o, key: encoder.sample(o, key)))(observations, keys)
 
 
 def log_ratio(fpo, encoder, step):
@@ -165,7 +170,7 @@ def test_the_remembered_losses_are_those_of_the_draws(step):
 @pytest.mark.parametrize("average_losses", [False, True])
 def test_the_ratio_is_one_at_the_parameters_that_collected_the_experience(draws_at_many_observations, average_losses):
     fpo = small_fpo(average_losses=average_losses)
-    assess = jax.jit(jax.vmap(lambda *step: fpo.assess(draws_at_many_observations[0], *step)))
+    assess = compiled(eqx.filter_vmap(lambda *step: fpo.assess(draws_at_many_observations[0], *step)))
     log_ratio = assess(*draws_at_many_observations[1:]).log_ratio
     loss = draws_at_many_observations[-1].loss
     assert log_ratio.shape == (2000, 1 if average_losses else 5)
@@ -211,7 +216,7 @@ def test_the_gradient_of_the_ratios_against_finite_differences_in_float64(step, 
     trainable, rest = split_trainable(encoder)
     weights = np.array([1.0]) if average_losses else np.array([0.3, -1.0, 0.8, 0.5, -0.6])
 
-    @jax.jit
+    @compiled
     @jax.grad
     def gradient(trainable):
         return jnp.asarray(weights, jnp.float32) @ log_ratio(fpo, eqx.combine(trainable, rest), step)
@@ -268,7 +273,7 @@ def test_updates_move_actions_to_where_the_reward_is(changes):
         memory, metrics = fpo.update(memory, experience, update_key)
         return memory, (jnp.mean(reward), metrics)
 
-    @jax.jit
+    @compiled
     def run(key):
         memory = fpo.init(OBSERVATION_SIZE, ACTION_SIZE, key)
         return jax.lax.scan(iterate, memory, jax.random.split(key, 60))[1]

@@ -1,3 +1,5 @@
+import functools
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -22,10 +24,12 @@ def small_ppo(**changes):
     return jax.tree.map(jnp.asarray, ppo)  # so that compiled code is shared between values
 
 
-update = eqx.filter_jit(PPO.update)
+# The programs here take seconds to compile and milliseconds to run.
+compiled = functools.partial(eqx.filter_jit, compiler_options={"xla_backend_optimization_level": 0})
+update = compiled(PPO.update)
 
 
-@eqx.filter_jit
+@compiled
 def random_memory(ppo, key):
     """A memory whose encoder is far from N(0, I), and whose statistics are far from the identity."""
     init_key, noise_key, data_key = jax.random.split(key, 3)
@@ -40,7 +44,7 @@ def random_memory(ppo, key):
     return eqx.tree_at(lambda m: (m.encoder.network, m.value, m.encoder.statistics), memory, changed)
 
 
-@eqx.filter_jit
+@compiled
 def random_experience(memory, key, *, truncations=True, off_policy=0.0):
     """Latents drawn by the encoder; `off_policy` makes the remembered log-densities those of another policy."""
     keys = iter(jax.random.split(key, 7))
@@ -74,10 +78,10 @@ def own_loss(ppo, memory, experience):
     return total, metrics, (encoder.network, value)
 
 
-own_loss_compiled = eqx.filter_jit(own_loss)
+own_loss_compiled = compiled(own_loss)
 
 
-@eqx.filter_jit
+@compiled
 def brax_loss(ppo, memory, experience, normalize_advantage):
     """The same by Brax, whose networks are ours and whose distribution is a Gaussian without a tanh."""
     (network, value), fixed = eqx.partition((memory.encoder.network, memory.value), eqx.is_array)
@@ -147,7 +151,7 @@ def assert_losses_agree(ours, theirs, ppo):
 def test_loss_and_gradient_agree_with_brax_under_terminations_and_truncations(monkeypatch):
     # Brax moves a truncated step's advantage away from zero when it standardises; ours leaves it out. So not here.
     monkeypatch.setattr("gorl._learner._clipped.standardise", lambda advantage: advantage)
-    own_loss_without_standardising = eqx.filter_jit(lambda *arguments: own_loss(*arguments))
+    own_loss_without_standardising = compiled(lambda *arguments: own_loss(*arguments))
     ppo = small_ppo(discount=0.97, gae_lambda=0.9, clip=0.15, entropy_cost=0.05, value_cost=0.3, reward_scale=2.0)
     for seed in range(3):
         memory_key, experience_key = jax.random.split(jax.random.key(seed))
@@ -204,7 +208,7 @@ def test_a_step_along_the_entropys_gradient_makes_actions_more_random():
     latent, log_density = memory.encoder.sample(observation, jax.random.key(2))
     trainable, rest = split_trainable(memory.encoder)
 
-    @jax.jit
+    @compiled
     @jax.grad
     def gradient(trainable):
         return ppo.assess(eqx.combine(trainable, rest), observation, latent, log_density).cost
@@ -255,7 +259,7 @@ def test_updates_move_the_mode_to_where_the_reward_is():
     )
     target = jnp.array([0.5, -1.0, 0.0])
 
-    @jax.jit
+    @compiled
     def iterate(memory, key):
         observation_key, latent_key, update_key = jax.random.split(key, 3)
         observation = jax.random.normal(observation_key, (1, 256, OBSERVATION_SIZE))
@@ -319,7 +323,7 @@ def test_truncated_steps_have_no_value_loss_at_any_parameters():
     memory = random_memory(ppo, jax.random.key(0))
     batch = ppo._batch(memory, random_experience(memory, jax.random.key(1)))
     elsewhere = eqx.tree_at(lambda b: b.target, batch, jnp.where(batch.counts, batch.target, 1e3))
-    loss = eqx.filter_jit(ppo._loss)
+    loss = compiled(ppo._loss)
     networks = split_trainable((memory.encoder, memory.value))
     before, _ = loss(*networks, batch)
     after, _ = loss(*networks, elsewhere)

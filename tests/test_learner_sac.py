@@ -1,3 +1,5 @@
+import functools
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,9 @@ from gorl import SAC, Experience
 
 OBSERVATION_SIZE, LATENT_SIZE = 2, 2
 
+# Most programs here take seconds to compile and milliseconds to run.
+compiled = functools.partial(eqx.filter_jit, compiler_options={"xla_backend_optimization_level": 0})
+
 
 def small_sac(**changes):
     sizes = {"policy_width": 8, "policy_depth": 1, "value_width": 8, "value_depth": 1, "buffer_size": 24}
@@ -20,7 +25,7 @@ def small_sac(**changes):
     return jax.tree.map(jnp.asarray, sac)  # so that compiled code is shared between values
 
 
-@eqx.filter_jit
+@compiled
 def used_memory(key):
     """A memory with random weights, target critics that differ from the critics, and statistics."""
     init_key, noise_key, data_key = jax.random.split(key, 3)
@@ -37,7 +42,7 @@ def used_memory(key):
     )
 
 
-@eqx.filter_jit
+@compiled
 def random_experience(key, first_id):
     """Steps whose rewards number them; what they led to is told apart from all other observations by a shift of 50."""
     steps = (4, 4)
@@ -58,11 +63,11 @@ def random_experience(key, first_id):
     )
 
 
-update = eqx.filter_jit(SAC.update)
-gradient_step = eqx.filter_jit(SAC._gradient_step)
+update = compiled(SAC.update)
+gradient_step = compiled(SAC._gradient_step)
 
 
-@eqx.filter_jit
+@compiled
 def sample(sac, buffer, keys):
     return jax.vmap(lambda key: sac._buffer().sample(buffer, key).experience)(keys)
 
@@ -186,7 +191,7 @@ def test_the_average_divergence_of_draws_from_the_prior(on_actions):
     observation = jnp.array([1.0, 4.0])
     num_draws = 100_000
     observations = jnp.broadcast_to(observation, (num_draws, OBSERVATION_SIZE))
-    latent, divergence = jax.jit(lambda key: sac._draw(encoder, observations, key))(jax.random.key(1))
+    latent, divergence = compiled(lambda key: sac._draw(encoder, observations, key))(jax.random.key(1))
     mean, std = (np.asarray(part, np.float64) for part in encoder.distribution(observation))
     for dimension in range(LATENT_SIZE):
         law = scipy.stats.norm(mean[dimension], std[dimension])
