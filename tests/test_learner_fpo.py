@@ -248,9 +248,8 @@ def test_the_loss_is_reported(step):
 
 @pytest.mark.parametrize("changes", [{}, {"asymmetric": True}])
 def test_updates_move_actions_to_where_the_reward_is(changes):
-    fpo = small_fpo(
-        num_envs=256, unroll_length=1, num_epochs=4, num_minibatches=4, learning_rate=3e-3, reward_scale=1.0, **changes
-    )
+    # With a learning rate of 1e-3 and more, FPO without the asymmetry gets there and then falls apart.
+    fpo = small_fpo(num_envs=256, unroll_length=1, num_epochs=4, num_minibatches=4, reward_scale=1.0, **changes)
     target = jnp.array([0.5, -1.0, 0.0])
 
     def iterate(memory, key):
@@ -276,11 +275,11 @@ def test_updates_move_actions_to_where_the_reward_is(changes):
     @compiled
     def run(key):
         memory = fpo.init(OBSERVATION_SIZE, ACTION_SIZE, key)
-        return jax.lax.scan(iterate, memory, jax.random.split(key, 60))[1]
+        return jax.lax.scan(iterate, memory, jax.random.split(key, 100))[1]
 
     rewards, metrics = run(jax.random.key(0))
     assert set(metrics) == set(fpo.metric_names())
     assert all(jnp.isfinite(figures).all() for figures in metrics.values())
     # N(0, I) earns -4.25; a flow that gets there as a whole would earn 0.
     np.testing.assert_allclose(rewards[0], -4.25, atol=0.6)
-    assert jnp.mean(rewards[-5:]) > -1.5, rewards
+    assert jnp.mean(rewards[-5:]) > -0.5, rewards
