@@ -205,14 +205,14 @@ class SAC(AbstractLearner[SACMemory]):
         # The encoder, up the critics and towards the prior.
         trainable, rest = split_trainable(memory.encoder)
 
-        def policy_loss(trainable: PyTree) -> tuple[Float[Array, ""], tuple[Array, Array, Array]]:
+        def policy_loss(trainable: PyTree) -> tuple[Float[Array, ""], tuple[Array, Array]]:
             encoder = eqx.combine(trainable, rest)
             latent, divergence = self._draw(encoder, batch.observation, latent_key)
             # The gradient of jnp.min divides by how many entries equal the result: by none where XLA rounds them twice.
             value = jnp.minimum(*self._values(critics, memory.encoder, batch.observation, latent))
-            return jnp.mean(temperature * divergence - value), (divergence, value, latent)
+            return jnp.mean(temperature * divergence - value), (divergence, value)
 
-        (loss_of_policy, (divergence, value, _)), gradient = jax.value_and_grad(policy_loss, has_aux=True)(trainable)
+        (loss_of_policy, (divergence, value)), gradient = jax.value_and_grad(policy_loss, has_aux=True)(trainable)
         updates, encoder_state = self._optimiser().update(gradient, encoder_state)
         encoder = eqx.combine(eqx.apply_updates(trainable, updates), rest)
 
