@@ -37,7 +37,9 @@ def rollout(
         observation = episode.observation
         latent, extras, action = jax.vmap(policy.sample)(observation, jax.random.split(key, num_envs))
         episode, outcome = jax.vmap(episodes.step)(episode, jnp.tanh(action))
-        next_observation = episode.observation
+        # A simulation that blew up ended its episode: what it led to is no observation, and nothing may depend on it.
+        blew_up = episode.over[:, None] & ~jnp.isfinite(episode.observation)
+        next_observation = jnp.where(blew_up, observation, episode.observation)
         episode = jax.vmap(restart)(start, episode)
         return (episode, start), (observation, latent, extras, action, outcome, next_observation)
 

@@ -241,7 +241,7 @@ OUT_OF_RANGE = [
     ("learner.value_cost", -1.0),
     ("learner.latent_cost", -1.0),
     ("decoder.width", 0),
-    ("decoder.num_draws", 0),
+    ("refinement.num_draws", 0),
     ("decoder.num_steps", 0),
     ("refinement.num_episodes", 1),
     ("refinement.num_heldout", 0),

@@ -325,7 +325,8 @@ def test_a_stage_begins_with_a_fresh_encoder_close_to_the_prior(tiny, watched):
 
 def test_a_refinement_replaces_the_decoder_and_forgets_the_best(watched):
     before, after = refined(watched)
-    assert np.all(before.decoder.network.layers[0].weight != after.decoder.network.layers[0].weight)
+    weights = [state.decoder.velocity.network.layers[0].weight for state in (before, after)]
+    assert np.all(weights[0] != weights[1])
     assert after.best.mean_return == -np.inf
     # The decoder's statistics are those of what it was fitted to: 8 episodes of 20 steps.
     assert after.decoder.statistics.count == 160
