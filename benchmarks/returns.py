@@ -5,9 +5,10 @@ what the kept policies earned). Finished cells are not run again, so the whole c
 """
 
 import csv
+import functools
+import io
 import json
 import pathlib
-import shutil
 import signal
 import subprocess
 import sys
@@ -91,7 +92,7 @@ class Cell:
             summary = json.loads((run / "summary.json").read_text())
             summary |= {"seeds": self.seeds, "config": json.loads((run / "config.json").read_text())}
             self.curve_file.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(run / "curve.csv", self.curve_file)
+            gorl.write_whole(self.curve_file, (run / "curve.csv").read_bytes())
             gorl.write_whole(self.summary_file, json.dumps(summary, indent=2) + "\n")  # last: it says that all is there
         return True
 
@@ -104,6 +105,12 @@ class Cell:
         steps = np.array([int(row["env_steps"]) for row in of_seed[0]])
         return steps, np.array([[float(row["return_mean"]) for row in one] for one in of_seed])
 
+    @functools.cached_property
+    def interquartile_curve(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Environment steps of the evaluations of a finished cell, and what [`interquartile_means`][] says of them."""
+        steps, returns = self.curve()
+        return steps, *interquartile_means(returns)
+
 
 def interquartile_means(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The interquartile mean over seeds at each evaluation, and its 95 % bootstrap interval (rliable)."""
@@ -115,8 +122,8 @@ def interquartile_means(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return points[""], intervals[""]
 
 
-def figure(cells: list[Cell], path: pathlib.Path) -> None:
-    """Learning curves: a panel for each task, a line for each method."""
+def figure(cells: list[Cell]) -> bytes:
+    """Learning curves as a PNG: a panel for each task, a line for each method."""
     tasks = list(dict.fromkeys(cell.task for cell in cells))
     picture = matplotlib.figure.Figure(figsize=(4.6 * len(tasks), 3.8), layout="constrained")
     panels = picture.subplots(1, len(tasks), squeeze=False)[0]
@@ -124,8 +131,7 @@ def figure(cells: list[Cell], path: pathlib.Path) -> None:
     for axes, task in zip(panels, tasks, strict=True):
         here = [cell for cell in cells if cell.task == task]
         for cell in here:
-            steps, returns = cell.curve()
-            middle, interval = interquartile_means(returns)
+            steps, middle, interval = cell.interquartile_curve
             colour = COLOURS.get(cell.method)
             (lines[cell.method],) = axes.plot(steps, middle, color=colour, linewidth=1.8, label=cell.method)
             axes.fill_between(steps, *interval, color=lines[cell.method].get_color(), alpha=0.15, linewidth=0)
@@ -138,7 +144,9 @@ def figure(cells: list[Cell], path: pathlib.Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("return, interquartile mean")
     picture.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=len(lines), frameon=False)
-    picture.savefig(path, dpi=150)
+    content = io.BytesIO()
+    picture.savefig(content, format="png", dpi=150)
+    return content.getvalue()
 
 
 def paper_return(cell: Cell, steps: int) -> str:
@@ -171,8 +179,7 @@ def table(cells: list[Cell]) -> None:
     for column in columns:
         shown.add_column(column, justify="left" if column in ("task", "method") else "right", no_wrap=True)
     for cell in cells:
-        steps, returns = cell.curve()
-        middle, (low, high) = interquartile_means(returns)
+        steps, middle, (low, high) = cell.interquartile_curve
         summary = cell.summary()
         kept = metrics.aggregate_iqm(np.array(list(summary["kept_policy_return"].values())))
         shown.add_row(
@@ -219,7 +226,7 @@ def main(
     left = [f"{cell.method} on {cell.task}" for cell in cells if cell not in finished]
     if finished:
         table(finished)
-        figure(finished, out / scale / "returns.png")
+        gorl.write_whole(out / scale / "returns.png", figure(finished))
     if left:
         console.print(f"not finished: {', '.join(left)}; run the same command again to go on")
 

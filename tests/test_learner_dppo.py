@@ -1,19 +1,15 @@
-import functools
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
+from velocity_oracle import ACTION_SIZE, OBSERVATION_SIZE, NumpyVelocity, compiled, moved, used_encoder
 
 from gorl import DPPO, Experience
 from gorl._trainable import split_trainable
 
-OBSERVATION_SIZE, ACTION_SIZE, NUM_STEPS, STEP_STD = 4, 3, 4, 0.2
-
-# The programs here take seconds to compile and milliseconds to run.
-compiled = functools.partial(eqx.filter_jit, compiler_options={"xla_backend_optimization_level": 0})
+NUM_STEPS, STEP_STD = 4, 0.2
 
 
 def small_dppo(**changes):
@@ -22,43 +18,11 @@ def small_dppo(**changes):
     return DPPO(**{"num_steps": NUM_STEPS, "step_std": STEP_STD, **sizes, **rollout, **changes})
 
 
-@compiled
-def used_encoder(dppo, key):
-    """An encoder that has seen observations, with weights large enough that its chain is far from a straight line."""
-    encoder_key, noise_key, data_key = jax.random.split(key, 3)
-    encoder = dppo.fresh_encoder(OBSERVATION_SIZE, ACTION_SIZE, encoder_key)
-    trainable, rest = split_trainable(encoder)
-    leaves, structure = jax.tree.flatten(trainable)
-    keys = jax.random.split(noise_key, len(leaves))
-    noisy = [leaf + 0.3 * jax.random.normal(leaf_key, leaf.shape) for leaf, leaf_key in zip(leaves, keys, strict=True)]
-    encoder = eqx.combine(jax.tree.unflatten(structure, noisy), rest)
-    statistics = encoder.statistics.update(2 + 3 * jax.random.normal(data_key, (100, OBSERVATION_SIZE)))
-    return eqx.tree_at(lambda e: e.statistics, encoder, statistics)
-
-
-class NumpyChain:
-    """The chain in float64 and numpy, with its weights in a list that can be moved."""
-
-    def __init__(self, encoder):
-        float64 = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), split_trainable(encoder)[0])
-        self.weights = jax.tree.leaves(float64)  # by layer: weight, bias
-        self.mean = np.asarray(encoder.statistics.mean, np.float64)
-        self.std = np.sqrt(np.asarray(encoder.statistics.variance, np.float64))
-
-    def moved(self, step, direction):
-        other = object.__new__(NumpyChain)
-        other.mean, other.std = self.mean, self.std
-        other.weights = [w + step * np.asarray(d, np.float64) for w, d in zip(self.weights, direction, strict=True)]
-        return other
+class NumpyChain(NumpyVelocity):
+    """The chain in float64 and numpy."""
 
     def next_mean(self, observation, point, index):
-        frequencies = 2.0 ** np.arange(4) * index / NUM_STEPS
-        embedded = np.concatenate([np.cos(frequencies), np.sin(frequencies)])
-        x = np.concatenate([(np.asarray(observation) - self.mean) / self.std, point, embedded])
-        for weight, bias in zip(self.weights[:-2:2], self.weights[1:-2:2], strict=True):
-            x = weight @ x + bias
-            x = x / (1 + np.exp(-x))
-        return point + 0.25 * (self.weights[-2] @ x + self.weights[-1]) / NUM_STEPS
+        return point + self.velocity(observation, point, index / NUM_STEPS) / NUM_STEPS
 
     def next_means(self, observation, points):
         points = np.asarray(points, np.float64)
@@ -82,16 +46,6 @@ def steps():
 def one_of(steps):
     encoder, *batch = steps
     return encoder, *jax.tree.map(lambda leaf: leaf[0], batch)
-
-
-def moved(encoder, amount, seed=7):
-    """The encoder with its weights moved in a random direction, and that direction."""
-    trainable, rest = split_trainable(encoder)
-    leaves, structure = jax.tree.flatten(trainable)
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
-    direction = [jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True)]
-    elsewhere = [leaf + amount * d for leaf, d in zip(leaves, direction, strict=True)]
-    return eqx.combine(jax.tree.unflatten(structure, elsewhere), rest), direction
 
 
 # --- The chain. ---

@@ -1,20 +1,14 @@
-import functools
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
+from velocity_oracle import ACTION_SIZE, OBSERVATION_SIZE, NumpyVelocity, compiled, moved, used_encoder
 
 from gorl import FPO, Experience
 from gorl._learner._fpo import FlowDraws
 from gorl._trainable import split_trainable
-
-OBSERVATION_SIZE, ACTION_SIZE = 4, 3
-
-# The programs here take seconds to compile and milliseconds to run.
-compiled = functools.partial(eqx.filter_jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def small_fpo(**changes):
@@ -22,45 +16,8 @@ def small_fpo(**changes):
     return FPO(**{"num_envs": 16, "unroll_length": 4, "num_unrolls": 1, "num_minibatches": 2, **sizes, **changes})
 
 
-@compiled
-def used_encoder(fpo, key):
-    """An encoder that has seen observations, with weights large enough that it is far from a straight line."""
-    encoder_key, noise_key, data_key = jax.random.split(key, 3)
-    encoder = fpo.fresh_encoder(OBSERVATION_SIZE, ACTION_SIZE, encoder_key)
-    trainable, rest = split_trainable(encoder)
-    leaves, structure = jax.tree.flatten(trainable)
-    keys = jax.random.split(noise_key, len(leaves))
-    noisy = [leaf + 0.3 * jax.random.normal(leaf_key, leaf.shape) for leaf, leaf_key in zip(leaves, keys, strict=True)]
-    encoder = eqx.combine(jax.tree.unflatten(structure, noisy), rest)
-    statistics = encoder.statistics.update(2 + 3 * jax.random.normal(data_key, (100, OBSERVATION_SIZE)))
-    return eqx.tree_at(lambda e: e.statistics, encoder, statistics)
-
-
-class NumpyFlow:
-    """The velocity field in float64 and numpy, with its weights in a list that can be moved."""
-
-    def __init__(self, encoder):
-        float64 = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), split_trainable(encoder)[0])
-        self.weights = jax.tree.leaves(float64)  # by layer: weight, bias
-        self.mean = np.asarray(encoder.statistics.mean, np.float64)
-        self.std = np.sqrt(np.asarray(encoder.statistics.variance, np.float64))
-
-    def moved(self, step, direction):
-        other = object.__new__(NumpyFlow)
-        other.mean, other.std = self.mean, self.std
-        other.weights = [
-            weight + step * np.asarray(d, np.float64) for weight, d in zip(self.weights, direction, strict=True)
-        ]
-        return other
-
-    def velocity(self, observation, point, time):
-        frequencies = 2.0 ** np.arange(4)
-        embedded = np.concatenate([np.cos(frequencies * time), np.sin(frequencies * time)])
-        x = np.concatenate([(np.asarray(observation) - self.mean) / self.std, point, embedded])
-        for weight, bias in zip(self.weights[:-2:2], self.weights[1:-2:2], strict=True):
-            x = weight @ x + bias
-            x = x / (1 + np.exp(-x))
-        return 0.25 * (self.weights[-2] @ x + self.weights[-1])
+class NumpyFlow(NumpyVelocity):
+    """The flow, and its losses, in float64 and numpy."""
 
     def losses(self, observation, action, noise, time):
         result = []
@@ -98,16 +55,6 @@ def draws_at_many_observations():
 def log_ratio(fpo, encoder, step):
     _, observation, action, draws = step
     return fpo.assess(encoder, observation, action, draws).log_ratio
-
-
-def moved(encoder, amount, seed=7):
-    """The encoder with its weights moved in a random direction, and that direction."""
-    trainable, rest = split_trainable(encoder)
-    leaves, structure = jax.tree.flatten(trainable)
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
-    direction = [jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True)]
-    elsewhere = [leaf + amount * d for leaf, d in zip(leaves, direction, strict=True)]
-    return eqx.combine(jax.tree.unflatten(structure, elsewhere), rest), direction
 
 
 # --- Drawing an action. ---

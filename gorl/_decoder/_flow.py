@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from .._flow import follow
 from .._hyperparameters import real, size
 from .._network import ConditionalField
 from .._ode import Integrator, check_solver, integrator, solver_name
@@ -35,9 +36,7 @@ class FlowDecoder(AbstractDecoder):
         self, observation: Float[Array, " observation"], latent: Float[Array, " action"]
     ) -> Float[Array, " action"]:
         """The end of the path that starts at `latent`."""
-        normalised = self.statistics.normalise(observation)
-        times = jnp.linspace(0.0, 1.0, self.integrator.num_steps + 1)
-        return self.integrator(lambda time, point: self.velocity(normalised, point, time), latent, times)
+        return follow(self.velocity, self.statistics.normalise(observation), latent, self.integrator)
 
     def loss(
         self,

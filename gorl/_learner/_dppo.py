@@ -13,8 +13,7 @@ from .._trainable import Constant
 from .._types import RandomKey, Real
 from ._base import AbstractEncoder
 from ._clipped import AbstractClippedLearner, Assessment
-
-_OUTPUT_SCALE = 0.25
+from ._velocity import fresh_velocity
 
 
 class Chain(eqx.Module):
@@ -115,19 +114,9 @@ class DPPO(AbstractClippedLearner):
     num_frequencies: int = size(4)
 
     def fresh_encoder(self, observation_size: int, latent_size: int, key: RandomKey) -> ChainEncoder:
-        velocity = ConditionalField.init(
-            observation_size,
-            latent_size,
-            self.policy_width,
-            self.policy_depth,
-            self.num_frequencies,
-            key=key,
-            output_scale=_OUTPUT_SCALE,
-        )
-        statistics = RunningStatistics.empty(observation_size)
         return ChainEncoder(
-            velocity=velocity,
-            statistics=statistics,
+            velocity=fresh_velocity(self, observation_size, latent_size, self.num_frequencies, key),
+            statistics=RunningStatistics.empty(observation_size),
             step_std=Constant(jnp.asarray(self.step_std)),
             latent_size=latent_size,
             num_steps=self.num_steps,

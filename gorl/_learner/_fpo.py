@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from .._flow import follow
 from .._hyperparameters import real, size
 from .._network import ConditionalField
 from .._ode import Integrator
@@ -12,9 +13,9 @@ from .._statistics import RunningStatistics
 from .._types import RandomKey, Real
 from ._base import AbstractEncoder
 from ._clipped import AbstractClippedLearner, Assessment
+from ._velocity import fresh_velocity
 
 _MAX_LOG_RATIO = 3.0  # where the difference of two losses is clipped before the exponential
-_OUTPUT_SCALE = 0.25
 
 
 class FlowDraws(eqx.Module):
@@ -78,9 +79,7 @@ class FlowEncoder(AbstractEncoder):
         self, observation: Float[Array, " observation"], start: Float[Array, " latent"]
     ) -> Float[Array, " latent"]:
         normalised = self.statistics.normalise(observation)
-        times = jnp.linspace(0.0, 1.0, self.num_steps + 1)
-        integrate = Integrator(num_steps=self.num_steps)
-        return integrate(lambda time, point: self.velocity(normalised, point, time), start, times)
+        return follow(self.velocity, normalised, start, Integrator(num_steps=self.num_steps))
 
 
 class FPO(AbstractClippedLearner):
@@ -114,19 +113,9 @@ class FPO(AbstractClippedLearner):
     num_frequencies: int = size(4)
 
     def fresh_encoder(self, observation_size: int, latent_size: int, key: RandomKey) -> FlowEncoder:
-        velocity = ConditionalField.init(
-            observation_size,
-            latent_size,
-            self.policy_width,
-            self.policy_depth,
-            self.num_frequencies,
-            key=key,
-            output_scale=_OUTPUT_SCALE,
-        )
-        statistics = RunningStatistics.empty(observation_size)
         return FlowEncoder(
-            velocity=velocity,
-            statistics=statistics,
+            velocity=fresh_velocity(self, observation_size, latent_size, self.num_frequencies, key),
+            statistics=RunningStatistics.empty(observation_size),
             latent_size=latent_size,
             num_steps=self.num_steps,
             num_draws=self.num_draws,

@@ -166,7 +166,8 @@ class SAC(AbstractLearner[SACMemory]):
         num_steps = experience.reward.shape[0]
         num_seen = memory.num_seen + experience.reward.size
         begun = num_seen >= self.learning_starts
-        learned, buffer = _take_buffer(eqx.tree_at(lambda m: (m.buffer, m.num_seen), memory, (buffer, num_seen)))
+        # Gradient steps only read the buffer, and must not carry it around.
+        learned = eqx.tree_at(lambda m: (m.buffer, m.num_seen), memory, (None, num_seen))
 
         def step(memory: SACMemory, key: RandomKey) -> tuple[SACMemory, dict[str, Array]]:
             sample_key, learn_key = jax.random.split(key)
@@ -279,8 +280,3 @@ class SAC(AbstractLearner[SACMemory]):
                 f"a replay buffer of learner.buffer_size = {self.buffer_size} takes {mebibytes:.0f} MiB, and "
                 f"learner.memory_limit is {self.memory_limit}: choose a smaller buffer or a higher limit."
             )
-
-
-def _take_buffer(memory: SACMemory) -> tuple[SACMemory, PyTree]:
-    """The buffer, and the memory without it: gradient steps only read it, and must not carry it around."""
-    return eqx.tree_at(lambda m: m.buffer, memory, None), memory.buffer
