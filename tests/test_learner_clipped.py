@@ -6,6 +6,7 @@ import pytest
 
 import gorl
 from gorl import DPPO, FPO, PPO
+from gorl._learner import Experience
 from gorl._learner._clipped import clipped_objective, standardise
 
 OBSERVATION_SIZE, LATENT_SIZE = 5, 3
@@ -108,6 +109,23 @@ def test_standardised_advantages_against_numpy():
 
 def test_equal_advantages_standardise_to_zero():
     np.testing.assert_array_equal(standardise(jnp.full(8, 3.0)), np.zeros(8))
+
+
+@pytest.mark.parametrize("kind", LEARNERS)
+def test_the_ratios_of_the_first_gradient_step_are_one(kind):
+    # Observations that move the statistics far: had they been renewed before, every ratio would be off.
+    learner = gorl.replace(small(kind), {"num_epochs": 1, "num_minibatches": 1})
+    memory = learner.init(OBSERVATION_SIZE, LATENT_SIZE, jax.random.key(0))
+    observation = 5 + 3 * jax.random.normal(jax.random.key(1), (6, 4, OBSERVATION_SIZE))
+    sample = jax.vmap(jax.vmap(memory.encoder.sample))
+    latent, extras = sample(observation, jax.random.split(jax.random.key(2), (6, 4)))
+    never = jnp.zeros((6, 4), bool)
+    reward = observation[..., 0]
+    experience = Experience(observation, latent, extras, latent, reward, never, never, observation, observation[-1])
+    updated, metrics = learner.update(memory, experience, jax.random.key(3))
+    assert abs(metrics["approximate_kl"]) < 1e-6
+    assert metrics["clip_fraction"] == 0
+    assert np.linalg.norm(updated.encoder.statistics.mean - 5) < 3
 
 
 # --- What outlives a stage. ---

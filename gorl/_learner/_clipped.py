@@ -47,9 +47,9 @@ class Batch(eqx.Module):
 class AbstractClippedLearner(AbstractLearner[ActorCritic]):
     """Proximal policy optimisation of any encoder that can compare how likely it makes a step with how likely it was.
 
-    One iteration gathers `num_envs * unroll_length * num_unrolls` steps, brings the running statistics of the
-    observations up to date, estimates advantages once, and takes `num_epochs * num_minibatches` gradient steps over
-    freshly shuffled steps. A relative of PPO is a subclass with an encoder and an [`assess`][].
+    One iteration gathers `num_envs * unroll_length * num_unrolls` steps, estimates advantages once, takes
+    `num_epochs * num_minibatches` gradient steps over freshly shuffled steps, and then brings the running statistics of
+    the observations up to date. A relative of PPO is a subclass with an encoder and an [`assess`][].
 
     **Arguments:**
 
@@ -144,8 +144,6 @@ class AbstractClippedLearner(AbstractLearner[ActorCritic]):
     def update(
         self, memory: ActorCritic, experience: Experience, key: RandomKey
     ) -> tuple[ActorCritic, dict[str, Float[Array, ""]]]:
-        statistics = memory.encoder.statistics.update(experience.observation)
-        memory = eqx.tree_at(lambda m: m.encoder.statistics, memory, statistics)
         batch = self._batch(memory, experience)
 
         def epoch(memory: ActorCritic, key: RandomKey) -> tuple[ActorCritic, dict[str, Array]]:
@@ -158,6 +156,9 @@ class AbstractClippedLearner(AbstractLearner[ActorCritic]):
             return jax.lax.scan(step, memory, minibatches)
 
         memory, metrics = jax.lax.scan(epoch, memory, jax.random.split(key, self.num_epochs))
+        # Only now: with other statistics the first ratios would not be 1, and those of narrow policies all be clipped.
+        statistics = memory.encoder.statistics.update(experience.observation)
+        memory = eqx.tree_at(lambda m: m.encoder.statistics, memory, statistics)
         return memory, {name: jnp.mean(figures) for name, figures in metrics.items()}
 
     def _begin(self, encoder: AbstractEncoder, value: eqx.nn.MLP) -> ActorCritic:
