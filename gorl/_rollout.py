@@ -1,5 +1,6 @@
 """Acting: experience to learn from, and actions to fit a decoder to."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -10,19 +11,33 @@ from ._policy import Policy
 from ._types import RandomKey
 
 
+class Workers(eqx.Module):
+    """Environments side by side that experience is gathered from."""
+
+    episode: Episode  # where each of them stands
+    start: Episode  # where the next episode of each starts; over where it has been used
+
+    @staticmethod
+    def idle(episodes: Episodes, num_envs: int) -> "Workers":
+        """Workers with no episode running and no start state drawn: a rollout begins with both."""
+        none = episodes.none(num_envs)
+        return Workers(none, none)
+
+
 def rollout(
-    episodes: Episodes, policy: Policy, episode: Episode, num_unrolls: int, unroll_length: int, key: RandomKey
-) -> tuple[Episode, Experience]:
+    episodes: Episodes, policy: Policy, workers: Workers, num_unrolls: int, unroll_length: int, key: RandomKey
+) -> tuple[Workers, Experience]:
     """Acts for `num_unrolls * unroll_length` steps in every environment.
 
-    Each unroll draws a fresh start state for every environment, which an episode that ends during it restarts from.
-    (Drawing one at every step instead would double the cost of the physics.)
+    An episode that ends restarts from a start state that was drawn beforehand. If any was used, fresh ones are drawn as
+    the next unroll begins. (At every step that would double the cost of the physics, or do much worse: a reset of
+    CheetahRun takes 200 steps.)
 
     **Arguments:**
 
     - `episodes`: the environment.
     - `policy`: acts stochastically.
-    - `episode`: where the environments stand, batched; those that are over are started first.
+    - `workers`: where the environments stand.
     - `num_unrolls`, `unroll_length`: how long.
     - `key`: decides latents and start states.
 
@@ -30,30 +45,33 @@ def rollout(
 
     Where the environments stand now, and what happened.
     """
-    num_envs = episode.over.shape[0]
+    num_envs = workers.episode.over.shape[0]
 
-    def step(carry: tuple[Episode, Episode], key: RandomKey) -> tuple[tuple[Episode, Episode], tuple]:
-        episode, start = carry
-        observation = episode.observation
+    def step(workers: Workers, key: RandomKey) -> tuple[Workers, tuple]:
+        observation = workers.episode.observation
         latent, extras, action = jax.vmap(policy.sample)(observation, jax.random.split(key, num_envs))
-        episode, outcome = jax.vmap(episodes.step)(episode, jnp.tanh(action))
+        episode, outcome = jax.vmap(episodes.step)(workers.episode, jnp.tanh(action))
         # A simulation that blew up ended its episode: what it led to is no observation, and nothing may depend on it.
         blew_up = episode.over[:, None] & ~jnp.isfinite(episode.observation)
         next_observation = jnp.where(blew_up, observation, episode.observation)
-        episode = jax.vmap(restart)(start, episode)
-        return (episode, start), (observation, latent, extras, action, outcome, next_observation)
+        workers = _restart(Workers(episode, workers.start))
+        return workers, (observation, latent, extras, action, outcome, next_observation)
 
-    def unroll(episode: Episode, key: RandomKey) -> tuple[Episode, tuple]:
+    def unroll(workers: Workers, key: RandomKey) -> tuple[Workers, tuple]:
         start_key, step_key = jax.random.split(key)
-        start = jax.vmap(episodes.start)(jax.random.split(start_key, num_envs))
-        carry = (jax.vmap(restart)(start, episode), start)
-        (episode, _), seen = jax.lax.scan(step, carry, jax.random.split(step_key, unroll_length))
-        return episode, seen
 
-    episode, seen = jax.lax.scan(unroll, episode, jax.random.split(key, num_unrolls))
+        def draw(start: Episode) -> Episode:
+            return jax.vmap(restart)(jax.vmap(episodes.start)(jax.random.split(start_key, num_envs)), start)
+
+        # A loop of one pass at most rather than a branch: under vmap over seeds a branch would always be taken.
+        start = jax.lax.while_loop(lambda start: jnp.any(start.over), draw, workers.start)
+        workers = _restart(Workers(workers.episode, start))
+        return jax.lax.scan(step, workers, jax.random.split(step_key, unroll_length))
+
+    workers, seen = jax.lax.scan(unroll, workers, jax.random.split(key, num_unrolls))
     seen = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), seen)
     observation, latent, extras, action, outcome, next_observation = seen
-    return episode, Experience(
+    return workers, Experience(
         observation,
         latent,
         extras,
@@ -62,7 +80,16 @@ def rollout(
         outcome.terminated,
         outcome.truncated,
         next_observation,
-        episode.observation,
+        workers.episode.observation,
+    )
+
+
+def _restart(workers: Workers) -> Workers:
+    """Goes on with the next episode wherever one is over."""
+    episode = jax.vmap(restart)(workers.start, workers.episode)
+    used = workers.start.over | workers.episode.over
+    return Workers(
+        eqx.tree_at(lambda e: e.over, episode, jnp.zeros_like(used)), eqx.tree_at(lambda w: w.over, workers.start, used)
     )
 
 
@@ -84,7 +111,7 @@ def demonstrate(
     - `policy`: acts stochastically.
     - `num_episodes`: how many episodes, side by side.
     - `stride`: keep one step in this many; an incomplete stride at the end of an episode is dropped.
-    - `unroll_length`: steps between two draws of fresh start states.
+    - `unroll_length`: steps after which start states that were used are replaced by fresh ones.
     - `key`: decides latents, start states and which steps are kept.
 
     **Returns:**
@@ -93,7 +120,9 @@ def demonstrate(
     """
     rollout_key, choice_key = jax.random.split(key)
     num_unrolls = -(-episodes.num_steps // unroll_length)
-    _, experience = rollout(episodes, policy, episodes.none(num_episodes), num_unrolls, unroll_length, rollout_key)
+    _, experience = rollout(
+        episodes, policy, Workers.idle(episodes, num_episodes), num_unrolls, unroll_length, rollout_key
+    )
     first = stride * jnp.arange(episodes.num_steps // stride)
     chosen = first + jax.random.randint(choice_key, (num_episodes, first.size), 0, stride)
     environment = jnp.arange(num_episodes)[:, None]

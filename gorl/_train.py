@@ -15,13 +15,13 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from ._config import Config, as_arrays
 from ._decoder import AbstractDecoder
-from ._env import Episode, load
+from ._env import load
 from ._errors import InputError
 from ._evaluation import episode_returns
 from ._learner import AbstractEncoder
 from ._policy import Policy, StagedDecoder
 from ._regression import Fit, fit_decoder
-from ._rollout import demonstrate, rollout
+from ._rollout import Workers, demonstrate, rollout
 from ._schedule import Chunk, Phase, schedule
 from ._statistics import RunningStatistics
 from ._types import RandomKey, RandomKeys
@@ -41,7 +41,7 @@ class TrainState(eqx.Module):
     position: Int[Array, "*seeds"]  # chunks done
     memory: PyTree  # the learner's: networks, optimiser state, statistics
     decoder: AbstractDecoder
-    episode: Episode  # where the training environments stand
+    workers: Workers  # the training environments
     best: Best
     returns: Float[Array, "*seeds evaluations episodes"]
     metrics: dict[str, Float[Array, "*seeds evaluations"]]
@@ -181,7 +181,7 @@ def _start(config: Config, key: RandomKey) -> TrainState:
         position=jnp.zeros((), jnp.int32),
         memory=memory,
         decoder=config.decoder.init(statistics, episodes.action_size, decoder_key),
-        episode=episodes.none(config.learner.num_envs),
+        workers=Workers.idle(episodes, config.learner.num_envs),
         best=Best(jnp.full((), -jnp.inf, jnp.float32), config.learner.encoder(memory)),
         returns=_unknown(num_evaluations, config.evaluation_episodes),
         metrics={name: _unknown(num_evaluations) for name in config.learner.metric_names()},
@@ -204,11 +204,11 @@ def _learn(config: Config, state: TrainState, chunk: Chunk, key: RandomKey) -> T
     learner = config.learner
     rollout_key, update_key = jax.random.split(key)
     policy = _policy(config, learner.encoder(state.memory), state.decoder, chunk.stage > 0)
-    episode, experience = rollout(
-        load(config.env).in_training, policy, state.episode, learner.num_unrolls, learner.unroll_length, rollout_key
+    workers, experience = rollout(
+        load(config.env).in_training, policy, state.workers, learner.num_unrolls, learner.unroll_length, rollout_key
     )
     memory, metrics = learner.update(state.memory, experience, update_key)
-    return eqx.tree_at(lambda s: (s.memory, s.episode, s.latest_metrics), state, (memory, episode, metrics))
+    return eqx.tree_at(lambda s: (s.memory, s.workers, s.latest_metrics), state, (memory, workers, metrics))
 
 
 def _evaluate(config: Config, state: TrainState, chunk: Chunk, key: RandomKey) -> TrainState:
@@ -250,7 +250,7 @@ def _refine(config: Config, state: TrainState, chunk: Chunk, key: RandomKey) -> 
         position=state.position,
         memory=memory,
         decoder=decoder,
-        episode=episodes.none(config.learner.num_envs),
+        workers=Workers.idle(episodes, config.learner.num_envs),
         best=Best(jnp.full((), -jnp.inf, jnp.float32), config.learner.encoder(memory)),
         returns=state.returns,
         metrics=state.metrics,

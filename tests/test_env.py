@@ -10,7 +10,7 @@ import pytest
 
 import gorl
 from gorl._env import load
-from gorl._rollout import rollout
+from gorl._rollout import Workers, rollout
 
 PLAYGROUND = sorted(name for name in gorl.environments() if not name.startswith("brax/") and name != "MultiGoal")
 BRAX = sorted(name for name in gorl.environments() if name.startswith("brax/"))
@@ -244,7 +244,7 @@ def test_a_simulation_that_blows_up_ends_with_a_finite_reward(counting):
 
 def test_a_simulation_that_blows_up_does_not_reach_the_learner(counting, make_policy):
     episodes = load(gorl.EnvConfig(BlowsUp(counting())))
-    _, experience = rollout(episodes, make_policy(2, 1, plain=True), episodes.none(4), 3, 4, jax.random.key(0))
+    _, experience = rollout(episodes, make_policy(2, 1, plain=True), Workers.idle(episodes, 4), 3, 4, jax.random.key(0))
     assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(experience))
 
 
@@ -254,7 +254,7 @@ def test_a_simulation_that_blows_up_does_not_reach_the_learner(counting, make_po
 def test_a_restart_draws_a_fresh_start_state_every_time(counting, make_policy):
     # The public GoRL code returns to the first start state of each slot for ever.
     episodes, policy = load(gorl.EnvConfig(counting(episode_length=6))), make_policy(2, 1, plain=True)
-    _, experience = rollout(episodes, policy, episodes.none(2), 60, 4, jax.random.key(0))
+    _, experience = rollout(episodes, policy, Workers.idle(episodes, 2), 60, 4, jax.random.key(0))
     starts = experience.observation[experience.observation[..., 1] == 0][:, 0]
     assert len(starts) == 2 * 60 * 4 / 6
     assert len(np.unique(starts)) == len(starts)
@@ -262,15 +262,15 @@ def test_a_restart_draws_a_fresh_start_state_every_time(counting, make_policy):
 
 def test_short_episodes_share_a_start_state_within_an_unroll_only(counting, make_policy):
     episodes, policy = load(gorl.EnvConfig(counting(episode_length=2))), make_policy(2, 1, plain=True)
-    _, experience = rollout(episodes, policy, episodes.none(1), 20, 4, jax.random.key(0))
+    _, experience = rollout(episodes, policy, Workers.idle(episodes, 1), 20, 4, jax.random.key(0))
     # The last step of an unroll restarts as well, so that the next one begins with the start state of this one.
     assert len(np.unique(experience.observation[..., 0])) == 20
 
 
 def test_an_episode_runs_on_into_the_next_rollout(counting, make_policy):
     episodes, policy = load(gorl.EnvConfig(counting(episode_length=7))), make_policy(2, 1, plain=True)
-    episode, first = rollout(episodes, policy, episodes.none(3), 1, 5, jax.random.key(0))
-    _, second = rollout(episodes, policy, episode, 1, 5, jax.random.key(1))
+    workers, first = rollout(episodes, policy, Workers.idle(episodes, 3), 1, 5, jax.random.key(0))
+    _, second = rollout(episodes, policy, workers, 1, 5, jax.random.key(1))
     counts = np.concatenate([first.observation[:, 0, 1], second.observation[:, 0, 1]])
     assert counts.tolist() == [0, 1, 2, 3, 4, 5, 6, 0, 1, 2]
     np.testing.assert_array_equal(second.observation[0], first.final_observation)
@@ -293,7 +293,9 @@ def test_termination_restarts_one_environment_and_leaves_the_others_alone(counti
             return eqx.tree_at(lambda s: s.done, after, ends.astype(jnp.float32))
 
     episodes = load(gorl.EnvConfig(Sooner()))
-    _, experience = rollout(episodes, make_policy(2, 1, plain=True), episodes.none(32), 1, 3, jax.random.key(0))
+    _, experience = rollout(
+        episodes, make_policy(2, 1, plain=True), Workers.idle(episodes, 32), 1, 3, jax.random.key(0)
+    )
     ends_soon = np.asarray(experience.observation[0, :, 0] < 0.5)
     assert 0 < ends_soon.sum() < 32
     np.testing.assert_array_equal(experience.terminated[1], ends_soon)
@@ -302,7 +304,7 @@ def test_termination_restarts_one_environment_and_leaves_the_others_alone(counti
 
 def test_recorded_observations_are_those_that_were_acted_on(make_policy):
     episodes, policy = load(gorl.EnvConfig("MultiGoal", episode_length=7)), make_policy(2, 2)
-    _, experience = rollout(episodes, policy, episodes.none(4), 2, 5, jax.random.key(0))
+    _, experience = rollout(episodes, policy, Workers.idle(episodes, 4), 2, 5, jax.random.key(0))
 
     def act(observation, latent):
         mean, std = policy.encoder.distribution(observation)
@@ -317,7 +319,7 @@ def test_recorded_observations_are_those_that_were_acted_on(make_policy):
 def test_the_environment_receives_the_tanh_of_the_recorded_action(make_policy):
     env = gorl.MultiGoal()
     episodes = load(gorl.EnvConfig("MultiGoal"))
-    _, experience = rollout(episodes, make_policy(2, 2, plain=True), episodes.none(4), 1, 6, jax.random.key(0))
+    _, experience = rollout(episodes, make_policy(2, 2, plain=True), Workers.idle(episodes, 4), 1, 6, jax.random.key(0))
     # MultiGoal's state is its observation, so that a step can be done again from what was recorded.
     blank = jax.tree.map(jnp.zeros_like, env.reset(jax.random.key(0)))
 
@@ -332,7 +334,7 @@ def test_the_environment_receives_the_tanh_of_the_recorded_action(make_policy):
 
 def test_training_length_cuts_training_episodes(counting, make_policy):
     episodes = load(gorl.EnvConfig(counting(), training_length=3)).in_training
-    _, experience = rollout(episodes, make_policy(2, 1, plain=True), episodes.none(2), 1, 6, jax.random.key(0))
+    _, experience = rollout(episodes, make_policy(2, 1, plain=True), Workers.idle(episodes, 2), 1, 6, jax.random.key(0))
     assert experience.truncated[:, 0].tolist() == [False, False, True] * 2
     assert not experience.terminated.any()
 
@@ -397,7 +399,7 @@ def _bool(value):
 def test_careless_types_are_matched(counting, make_policy, start, after):
     env = Careless(counting(terminates_at=3), start, after)
     episodes = load(gorl.EnvConfig(env))
-    _, experience = rollout(episodes, make_policy(2, 1, plain=True), episodes.none(2), 1, 6, jax.random.key(0))
+    _, experience = rollout(episodes, make_policy(2, 1, plain=True), Workers.idle(episodes, 2), 1, 6, jax.random.key(0))
     assert experience.reward[:, 0].tolist() == [1, 2, 3] * 2
     assert experience.terminated[:, 0].tolist() == [False, False, True] * 2
     assert experience.reward.dtype == jnp.float32

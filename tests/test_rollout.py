@@ -6,13 +6,13 @@ import pytest
 
 import gorl
 from gorl._env import load
-from gorl._rollout import demonstrate, rollout
+from gorl._rollout import Workers, demonstrate, rollout
 
 
 @pytest.mark.parametrize("terminates_at", [3, 1_000_000], ids=["terminated", "truncated"])
 def test_the_next_observation_is_the_one_before_the_restart(counting, make_policy, terminates_at):
     episodes = load(gorl.EnvConfig(counting(terminates_at, episode_length=5)))
-    _, experience = rollout(episodes, make_policy(2, 1, plain=True), episodes.none(3), 4, 5, jax.random.key(0))
+    _, experience = rollout(episodes, make_policy(2, 1, plain=True), Workers.idle(episodes, 3), 4, 5, jax.random.key(0))
     over = np.asarray(experience.terminated | experience.truncated)
     assert over[:, 0].nonzero()[0].tolist() == list(range(min(terminates_at, 5) - 1, 20, min(terminates_at, 5)))
     # The environment counts its steps and keeps its start state.

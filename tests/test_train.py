@@ -302,7 +302,7 @@ def test_a_decoder_is_frozen_while_the_encoder_learns(watched, assert_same):
 def test_an_evaluation_changes_nothing_that_learns(watched, assert_same):
     for (_, before), (chunk, after) in itertools.pairwise(watched):
         if chunk.phase == Phase.EVALUATE:
-            assert_same((before.memory, before.episode), (after.memory, after.episode))
+            assert_same((before.memory, before.workers), (after.memory, after.workers))
 
 
 def refined(watched):
@@ -331,7 +331,7 @@ def test_a_refinement_replaces_the_decoder_and_forgets_the_best(watched):
     # The decoder's statistics are those of what it was fitted to: 8 episodes of 20 steps.
     assert after.decoder.statistics.count == 160
     # Episodes that were running under the old decoder are not gone on with.
-    assert np.all(after.episode.over)
+    assert np.all(after.workers.episode.over)
 
 
 def test_every_refinement_but_none_after_the_last_stage(tiny, plain):
@@ -409,7 +409,7 @@ def test_training_length_cuts_episodes_while_training_only(one_stage, counting, 
     config = gorl.replace(one_stage, {"env": gorl.EnvConfig(counting(episode_length=20), training_length=3)})
     (_, evaluated), (chunk, learned) = itertools.islice(gorl.iterate(config, keys[0]), 2)
     assert chunk.phase == Phase.LEARN
-    assert learned.episode.elapsed.tolist() == [1] * 16
+    assert learned.workers.episode.elapsed.tolist() == [1] * 16
     assert np.all(evaluated.returns[0] == sum(range(1, 21)))
 
 

@@ -54,7 +54,7 @@ class AbstractClippedLearner(AbstractLearner[ActorCritic]):
     **Arguments:**
 
     - `num_envs`: environments side by side.
-    - `unroll_length`: steps between two draws of fresh start states.
+    - `unroll_length`: steps after which start states that were used are replaced by fresh ones.
     - `num_unrolls`: unrolls in one iteration.
     - `num_minibatches`, `num_epochs`: how the steps of one iteration are learned from.
     - `policy_width`, `policy_depth`, `value_width`, `value_depth`: hidden layers.

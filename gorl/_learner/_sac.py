@@ -58,7 +58,7 @@ class SAC(AbstractLearner[SACMemory]):
     **Arguments:**
 
     - `num_envs`: environments side by side.
-    - `unroll_length`: steps between two draws of fresh start states.
+    - `unroll_length`: steps after which start states that were used are replaced by fresh ones.
     - `num_unrolls`: unrolls in one iteration.
     - `updates_per_step`: gradient steps per step of all environments side by side.
     - `batch_size`: transitions in one gradient step.
