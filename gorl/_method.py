@@ -113,7 +113,7 @@ register(
         "dppo",
         "Diffusion policy policy optimisation: PPO of every denoising step",
         DPPO(),
-        laptop=_FLOW_POLICY_LAPTOP,
+        laptop={"learner.learning_rate": 1e-2, "learner.step_std": 0.1},
     )
 )
 register(

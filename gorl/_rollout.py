@@ -60,11 +60,14 @@ def rollout(
     def unroll(workers: Workers, key: RandomKey) -> tuple[Workers, tuple]:
         start_key, step_key = jax.random.split(key)
 
-        def draw(start: Episode) -> Episode:
-            return jax.vmap(restart)(jax.vmap(episodes.start)(jax.random.split(start_key, num_envs)), start)
+        def draw(carry: tuple[Episode, RandomKey]) -> tuple[Episode, RandomKey]:
+            start, key = carry
+            keys = jax.random.split(key, num_envs + 1)
+            return jax.vmap(restart)(jax.vmap(episodes.start)(keys[1:]), start), keys[0]
 
-        # A loop of one pass at most rather than a branch: under vmap over seeds a branch would always be taken.
-        start = jax.lax.while_loop(lambda start: jnp.any(start.over), draw, workers.start)
+        # A loop of one pass at most rather than a branch: under vmap over seeds a branch would always be taken. It has
+        # a new key for another pass because XLA would do what all passes have in common, here everything, before.
+        start, _ = jax.lax.while_loop(lambda carry: jnp.any(carry[0].over), draw, (workers.start, start_key))
         workers = _restart(Workers(workers.episode, start))
         return jax.lax.scan(step, workers, jax.random.split(step_key, unroll_length))
 
