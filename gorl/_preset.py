@@ -57,7 +57,7 @@ _LAPTOP_TASKS: dict[str, dict[str, Any]] = {
         "env.training_length": None,
         "refinement.num_episodes": 128,
         "refinement.stride": 2,
-        "stage_steps": (3_000_000, 2_000_000),
+        "stage_steps": (3_000_000, 2_100_000),
         "evaluation_interval": 500_000,
         "evaluation_episodes": 32,
     },

@@ -57,3 +57,30 @@ def test_after_a_termination_a_demonstration_goes_on_with_another_episode(counti
         episodes, make_policy(2, 1, plain=True), 5, 1, 10, jax.random.key(0)
     )
     np.testing.assert_array_equal(observations[..., 1], np.broadcast_to([0, 1, 2, 3] * 2 + [0, 1], (5, 10)))
+
+
+def test_start_states_are_drawn_only_when_some_were_used(counting, make_policy):
+    drawn = []
+
+    class Watched(counting):
+        def reset(self, key):
+            state = super().reset(key)
+            jax.debug.callback(lambda start: drawn.append(float(start)), state.obs[0])
+            return state
+
+    episodes, policy = load(gorl.EnvConfig(Watched(episode_length=12))), make_policy(2, 1, plain=True)
+
+    @jax.jit
+    @jax.vmap
+    def three_unrolls(workers, key):
+        return rollout(episodes, policy, workers, 3, 4, key)
+
+    workers = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), Workers.idle(episodes, 5))
+    counts = []
+    for keys in jax.random.split(jax.random.key(0), (3, 2)):
+        workers, _ = jax.block_until_ready(three_unrolls(workers, keys))
+        jax.effects_barrier()
+        counts.append(len(drawn) // (2 * 5))
+    # To begin with; after that once for the start that began with, and once after each twelve steps.
+    assert counts == [2, 3, 4]
+    assert len(np.unique(drawn)) == len(drawn)
