@@ -89,6 +89,7 @@ _SAC_LAPTOP = {
     "learner.value_width": 64,
     "learner.learning_rate": 1e-3,
     "learner.discount": 0.97,
+    "learner.smoothing": 0.02,  # with 0.005 values take most of the gradient steps there are to travel along an episode
     "learner.initial_temperature": 0.03,
 }
 # After tanh, less entropy goes as far; with more, one seed in three never finds the goal of PointMass.
@@ -97,7 +98,16 @@ _FLOW_POLICY_LAPTOP = {"learner.learning_rate": 1e-3}
 
 register(Method("gorl-flow", "PPO on the latents of a flow-matching decoder", PPO(), FlowMatching()))
 register(Method("gorl-diffusion", "PPO on the latents of a diffusion decoder", PPO(), Diffusion()))
-register(Method("gorl-sac", "SAC on the latents of a diffusion decoder", SAC(), Diffusion(), _SAC_STAGES, _SAC_LAPTOP))
+register(
+    Method(
+        "gorl-sac",
+        "SAC on the latents of a diffusion decoder",
+        SAC(),
+        Diffusion(),
+        _SAC_STAGES,
+        {**_SAC_LAPTOP, "learner.target_divergence": 2.0},
+    )
+)
 register(Method("ppo", "PPO of a Gaussian policy", PPO(on_actions=True), laptop=_PPO_LAPTOP))
 register(Method("fpo", "Flow policy optimisation: PPO of a flow policy", FPO(), laptop=_FLOW_POLICY_LAPTOP))
 register(
