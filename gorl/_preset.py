@@ -45,24 +45,22 @@ _LAPTOP_CLIPPED: dict[str, Any] = {
     "learner.discount": 0.97,
 }
 
-# With a smaller pull the latents spread far beyond the decoder's prior, and half of the return is lost at its change.
+# With a smaller pull the latents spread far beyond the prior, and a change of decoder costs more of the return.
 _LAPTOP_GAUSSIAN: dict[str, Any] = {"learner.entropy_cost": 2e-2, "learner.latent_cost": 1e-2}
+
+_LAPTOP_GAUSSIAN_TASKS: dict[str, dict[str, Any]] = {
+    "PointMass": {"learner.latent_cost": 2e-3},  # its goal is small and has to be found: latents may spread further
+    "CheetahRun": {"learner.entropy_cost": 5e-3, "learner.latent_cost": 1.5e-2},
+}
 
 _LAPTOP_DECODER: dict[str, Any] = {"decoder.width": 64, "decoder.depth": 2}
 
 _LAPTOP_TASKS: dict[str, dict[str, Any]] = {
     "MultiGoal": {"refinement.stride": 1, "stage_steps": (300_000, 300_000), "evaluation_interval": 50_000},
-    # Its goal is small and has to be found: latents may spread further.
-    "PointMass": {
-        "learner.latent_cost": 2e-3,
-        "stage_steps": (800_000, 400_000),
-        "evaluation_interval": 100_000,
-    },
+    "PointMass": {"stage_steps": (800_000, 400_000), "evaluation_interval": 100_000},
     # Its reset takes 200 steps, and its physics ten times as long as PointMass's: few resets, few evaluations.
     "CheetahRun": {
         "env.training_length": None,
-        "learner.entropy_cost": 5e-3,
-        "learner.latent_cost": 1.5e-2,
         "refinement.num_episodes": 128,
         "refinement.stride": 2,
         "stage_steps": (3_000_000, 2_100_000),
@@ -107,7 +105,9 @@ def preset(env: Any, scale: str = "laptop", method: str | Method = "gorl-flow") 
 
 
 def _paper(env: str, method: Method) -> dict[str, Any]:
-    return {**_of_task(_PAPER_TASKS, env, method), **method.paper}
+    task = _PAPER_TASKS.get(env, {})
+    task = task if method.is_clipped else {key: value for key, value in task.items() if not key.startswith("learner.")}
+    return {**task, **method.paper}
 
 
 def _laptop(env: str, method: Method) -> dict[str, Any]:
@@ -115,24 +115,14 @@ def _laptop(env: str, method: Method) -> dict[str, Any]:
     if method.is_clipped:
         changes |= _LAPTOP_CLIPPED
     if isinstance(method.learner, PPO):
-        changes |= _LAPTOP_GAUSSIAN
+        changes |= _LAPTOP_GAUSSIAN | _LAPTOP_GAUSSIAN_TASKS.get(env, {})
     if method.is_staged:
         changes |= _LAPTOP_DECODER
-    changes |= _of_task(_LAPTOP_TASKS, env, method)
+    changes |= _LAPTOP_TASKS.get(env, {})
     if not method.is_clipped:  # it learns from every step many times, and gets by with fewer of them
         changes["stage_steps"] = tuple(steps // 2 for steps in changes["stage_steps"])
         changes["evaluation_interval"] //= 2
     return {**changes, **method.laptop}
-
-
-def _of_task(tasks: dict[str, dict[str, Any]], env: str, method: Method) -> dict[str, Any]:
-    """What a task changes: of the learner, only what PPO's relatives have, and only where it is one."""
-
-    def applies(key: str) -> bool:
-        part, _, field = key.partition(".")
-        return part != "learner" or (method.is_clipped and hasattr(method.learner, field))
-
-    return {key: value for key, value in tasks.get(env, {}).items() if applies(key)}
 
 
 def reschedule(config: Config, *, total_steps: int | None = None, num_stages: int | None = None) -> Config:

@@ -101,7 +101,7 @@ def test_the_ratio_is_one_at_the_parameters_that_collected_the_experience(steps)
 
 def test_there_is_one_ratio_per_step(steps):
     encoder, observation, action, chain = one_of(steps)
-    elsewhere, direction = moved(encoder, 0.3)
+    elsewhere, direction = moved(encoder, 0.3, jax.random.key(7))
     new = NumpyChain(encoder).moved(0.3, direction).log_densities(observation, chain.points)
     expected = new - np.asarray(chain.log_density)
     assert np.abs(expected).max() > 0.03
@@ -125,7 +125,7 @@ def test_the_gradient_of_the_ratios_against_finite_differences_in_float64(steps)
     found = jax.tree.leaves(gradient(trainable))
     oracle = NumpyChain(encoder)
     for seed in range(5):
-        _, direction = moved(encoder, 0.0, seed)
+        _, direction = moved(encoder, 0.0, jax.random.key(seed))
         ahead, behind = (
             weights @ oracle.moved(step, direction).log_densities(observation, chain.points) for step in (1e-5, -1e-5)
         )

@@ -126,7 +126,7 @@ def test_the_ratio_is_one_at_the_parameters_that_collected_the_experience(draws_
 
 def test_there_is_one_ratio_per_draw(step):
     encoder, observation, action, draws = step
-    elsewhere, direction = moved(encoder, 0.3)
+    elsewhere, direction = moved(encoder, 0.3, jax.random.key(7))
     other = NumpyFlow(encoder).moved(0.3, direction)
     expected = np.asarray(draws.loss) - other.losses(observation, action, draws.noise, draws.time)
     assert np.abs(expected).max() > 0.01
@@ -135,7 +135,7 @@ def test_there_is_one_ratio_per_draw(step):
 
 def test_averaging_the_losses_makes_one_ratio_of_their_mean(step):
     encoder, observation, action, draws = step
-    elsewhere, direction = moved(encoder, 0.3)
+    elsewhere, direction = moved(encoder, 0.3, jax.random.key(7))
     other = NumpyFlow(encoder).moved(0.3, direction)
     old, new = np.asarray(draws.loss), other.losses(observation, action, draws.noise, draws.time)
     found = log_ratio(small_fpo(average_losses=True), elsewhere, step)
@@ -176,7 +176,7 @@ def test_the_gradient_of_the_ratios_against_finite_differences_in_float64(step, 
         return -weights @ (losses.mean(keepdims=True) if average_losses else losses)
 
     for seed in range(5):
-        _, direction = moved(encoder, 0.0, seed)
+        _, direction = moved(encoder, 0.0, jax.random.key(seed))
         slope = (oracle(1e-5, direction) - oracle(-1e-5, direction)) / 2e-5
         along = sum(float(jnp.sum(g * d)) for g, d in zip(found, direction, strict=True))
         np.testing.assert_allclose(along, slope, rtol=1e-3, atol=1e-4)

@@ -18,21 +18,16 @@ compiled = functools.partial(eqx.filter_jit, compiler_options={"xla_backend_opti
 def used_encoder(learner, key):
     """An encoder that has seen observations, with weights large enough that it is far from a straight line."""
     encoder_key, noise_key, data_key = jax.random.split(key, 3)
-    encoder = learner.fresh_encoder(OBSERVATION_SIZE, ACTION_SIZE, encoder_key)
-    trainable, rest = split_trainable(encoder)
-    leaves, structure = jax.tree.flatten(trainable)
-    keys = jax.random.split(noise_key, len(leaves))
-    noisy = [leaf + 0.3 * jax.random.normal(leaf_key, leaf.shape) for leaf, leaf_key in zip(leaves, keys, strict=True)]
-    encoder = eqx.combine(jax.tree.unflatten(structure, noisy), rest)
+    encoder, _ = moved(learner.fresh_encoder(OBSERVATION_SIZE, ACTION_SIZE, encoder_key), 0.3, noise_key)
     statistics = encoder.statistics.update(2 + 3 * jax.random.normal(data_key, (100, OBSERVATION_SIZE)))
     return eqx.tree_at(lambda e: e.statistics, encoder, statistics)
 
 
-def moved(encoder, amount, seed=7):
+def moved(encoder, amount, key):
     """The encoder with its weights moved in a random direction, and that direction."""
     trainable, rest = split_trainable(encoder)
     leaves, structure = jax.tree.flatten(trainable)
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
+    keys = jax.random.split(key, len(leaves))
     direction = [jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True)]
     elsewhere = [leaf + amount * d for leaf, d in zip(leaves, direction, strict=True)]
     return eqx.combine(jax.tree.unflatten(structure, elsewhere), rest), direction
