@@ -105,6 +105,11 @@ class Cell:
         steps = np.array([int(row["env_steps"]) for row in of_seed[0]])
         return steps, np.array([[float(row["return_mean"]) for row in one] for one in of_seed])
 
+    def last(self) -> str:
+        """The interquartile mean at the end, and its interval."""
+        _, middle, (low, high) = self.interquartile_curve
+        return f"{middle[-1]:.1f} [{low[-1]:.1f}, {high[-1]:.1f}]"
+
     @functools.cached_property
     def interquartile_curve(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Environment steps of the evaluations of a finished cell, and what [`interquartile_means`][] says of them."""
@@ -118,6 +123,7 @@ def interquartile_means(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     def aggregate(scores: np.ndarray) -> np.ndarray:
         return np.array([metrics.aggregate_iqm(scores[..., index]) for index in range(scores.shape[-1])])
 
+    np.random.seed(0)  # noqa: NPY002 (rliable draws from it), so that the same curves say the same again
     points, intervals = library.get_interval_estimates({"": scores[:, None, :]}, aggregate, reps=1000)
     return points[""], intervals[""]
 
@@ -179,7 +185,7 @@ def table(cells: list[Cell]) -> None:
     for column in columns:
         shown.add_column(column, justify="left" if column in ("task", "method") else "right", no_wrap=True)
     for cell in cells:
-        steps, middle, (low, high) = cell.interquartile_curve
+        steps, middle, _ = cell.interquartile_curve
         summary = cell.summary()
         kept = metrics.aggregate_iqm(np.array(list(summary["kept_policy_return"].values())))
         shown.add_row(
@@ -187,7 +193,7 @@ def table(cells: list[Cell]) -> None:
             cell.method,
             str(summary["seeds"]),
             f"{steps[-1]:,}",
-            f"{middle[-1]:.1f} [{low[-1]:.1f}, {high[-1]:.1f}]",
+            cell.last(),
             f"{middle.max():.1f}",
             f"{middle[-1] / middle.max():.0%}",
             f"{kept:.1f}",
@@ -195,6 +201,15 @@ def table(cells: list[Cell]) -> None:
             f"{summary['wall_seconds'] / 60:.1f}",
         )
     console.print(shown)
+
+
+def markdown(cells: list[Cell]) -> str:
+    """The returns at the end, as the README shows them: a row for each method, a column for each task."""
+    last = {(cell.task, cell.method): cell.last() for cell in cells}
+    tasks, methods = (list(dict.fromkeys(names)) for names in zip(*last, strict=True))
+    rows = [["`--method`", *tasks], ["---", *["--:"] * len(tasks)]]
+    rows += [[f"`{method}`", *(last.get((task, method), "") for task in tasks)] for method in methods]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
 def main(
@@ -207,6 +222,7 @@ def main(
     ),
     out: Annotated[pathlib.Path, typer.Option(help="Where the results go.")] = RESULTS,
     show: Annotated[bool, typer.Option("--show", help="Run nothing: show what is finished.")] = False,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="Show it as the README does.")] = False,
 ) -> None:
     """Runs the cells that are not finished yet, and shows all that are."""
     deadline = time.monotonic() + 60 * minutes
@@ -225,7 +241,7 @@ def main(
     finished = [cell for cell in cells if cell.is_finished()]
     left = [f"{cell.method} on {cell.task}" for cell in cells if cell not in finished]
     if finished:
-        table(finished)
+        print(markdown(finished)) if as_markdown else table(finished)
         gorl.write_whole(out / scale / "returns.png", figure(finished))
     if left:
         console.print(f"not finished: {', '.join(left)}; run the same command again to go on")

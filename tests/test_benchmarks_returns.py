@@ -83,6 +83,17 @@ def test_a_cell_that_runs_out_of_time_leaves_nothing(stand_in, tmp_path, capsys)
     assert "not finished: ppo on PointMass" in capsys.readouterr().out
 
 
+def test_the_table_of_the_readme_leaves_out_what_was_not_run(stand_in, tmp_path):
+    cells = [cell(tmp_path), returns.Cell("laptop", "ReacherEasy", "fpo", 2, tmp_path)]
+    assert all(one.run(float("inf")) for one in cells)
+    assert returns.markdown(cells).splitlines() == [
+        "| `--method` | PointMass | ReacherEasy |",
+        "| --- | --: | --: |",
+        "| `ppo` | 60.0 [10.0, 110.0] |  |",
+        "| `fpo` |  | 60.0 [10.0, 110.0] |",
+    ]
+
+
 def test_a_run_that_fails_says_so(stand_in, tmp_path):
     stand_in("import sys\nsys.exit(3)\n")
     with pytest.raises(SystemExit, match="exit code 3"):

@@ -1,14 +1,17 @@
 """What the README shows has to work."""
 
+import csv
 import pathlib
 import re
 
 import jax
 import numpy as np
+import scipy.stats
 
 import gorl
 
-README = pathlib.Path(__file__).parent.parent / "README.md"
+ROOT = pathlib.Path(__file__).parent.parent
+README = ROOT / "README.md"
 
 
 def test_the_method_of_the_readme_trains(tmp_path, monkeypatch):
@@ -36,3 +39,22 @@ def test_the_method_of_the_readme_trains(tmp_path, monkeypatch):
     assert np.isfinite(result.curve.mean_return).all()
     divergence = np.asarray(result.curve.metrics["divergence"])
     assert divergence[-1] > 0
+
+
+def test_the_returns_of_the_readme_are_those_of_the_raw_files():
+    (table,) = re.findall(r"<!-- returns -->\n(.*?)\n\n", README.read_text(), re.DOTALL)
+    (_, *tasks), _, *rows = ([entry.strip() for entry in line.strip("|").split("|")] for line in table.splitlines())
+    shown = {
+        (task, name.strip("`")): entry
+        for name, *entries in rows
+        for task, entry in zip(tasks, entries, strict=True)
+        if entry
+    }
+    files = {tuple(path.stem.split("_")): path for path in (ROOT / "benchmarks/results/returns/laptop").glob("*.csv")}
+    assert set(shown) == set(files)
+    for cell, path in files.items():
+        with path.open() as file:
+            last = {row["seed"]: float(row["return_mean"]) for row in csv.DictReader(file)}  # the last row of each seed
+        np.testing.assert_allclose(
+            float(shown[cell].split()[0]), scipy.stats.trim_mean(list(last.values()), 0.25), atol=0.051, err_msg=cell
+        )
