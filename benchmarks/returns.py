@@ -66,7 +66,12 @@ class Cell:
         if not self.summary_file.exists() or not self.curve_file.exists():
             return False
         summary = self.summary()
-        return summary["config"] == json.loads(self.config.to_json()) and summary["seeds"] >= self.seeds
+        try:
+            config = gorl.Config.from_json(json.dumps(summary["config"]))
+        except gorl.InputError:  # of a version whose fields are gone
+            return False
+        # As text, and by way of a config: a field that came later had what is now its default.
+        return config.to_json() == self.config.to_json() and summary["seeds"] >= self.seeds
 
     def summary(self) -> dict:
         """What the cell left besides its curve."""

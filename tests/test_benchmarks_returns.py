@@ -63,6 +63,18 @@ def test_a_cell_of_fewer_seeds_or_another_config_is_not_finished(stand_in, tmp_p
     assert not changed.is_finished()
 
 
+def test_a_cell_stays_finished_when_a_setting_is_added_and_not_when_one_is_gone(stand_in, tmp_path):
+    one = cell(tmp_path / "results")
+    assert one.run(float("inf"))
+    summary = one.summary()
+    del summary["config"]["learner"]["annealing"]
+    one.summary_file.write_text(json.dumps(summary))
+    assert one.is_finished()
+    summary["config"]["learner"]["a_setting_of_old"] = 1.0
+    one.summary_file.write_text(json.dumps(summary))
+    assert not one.is_finished()
+
+
 def test_finished_cells_are_not_run_again(stand_in, tmp_path, capsys):
     options = {"tasks": ["PointMass"], "methods": ["ppo", "fpo"], "seeds": 2, "out": tmp_path / "results"}
     assert cell(tmp_path / "results" / "laptop").run(float("inf"))
