@@ -10,6 +10,7 @@ from ._decoder import AbstractDecoder
 from ._errors import InputError
 from ._hyperparameters import count, real, size
 from ._trainable import split_trainable
+from ._tree import where
 from ._types import Integer, RandomKey, Real
 
 
@@ -145,7 +146,7 @@ def fit_decoder(
         return _Search(
             decoder,
             optimiser_state,
-            jax.tree.map(lambda new, old: jnp.where(better, new, old), decoder, search.best),
+            where(better, decoder, search.best),
             Fit(jnp.mean(losses), jnp.where(better, loss, search.fit.heldout_loss), search.fit.num_epochs + 1),
             jnp.where(better, 0, search.stale + 1),
         )

@@ -24,6 +24,7 @@ from ._regression import Fit, fit_decoder
 from ._rollout import Workers, demonstrate, rollout
 from ._schedule import Chunk, Phase, schedule
 from ._statistics import RunningStatistics
+from ._tree import where
 from ._types import RandomKey, RandomKeys
 
 
@@ -207,19 +208,19 @@ def _learn(config: Config, state: TrainState, chunk: Chunk, key: RandomKey) -> T
     workers, experience = rollout(
         load(config.env).in_training, policy, state.workers, learner.num_unrolls, learner.unroll_length, rollout_key
     )
-    memory, metrics = learner.update(state.memory, experience, update_key)
+    memory, metrics = learner.update(state.memory, experience, update_key, jnp.asarray(chunk.progress))
     return eqx.tree_at(lambda s: (s.memory, s.workers, s.latest_metrics), state, (memory, workers, metrics))
 
 
 def _evaluate(config: Config, state: TrainState, chunk: Chunk, key: RandomKey) -> TrainState:
     """Evaluates the encoder and remembers the best of the stage; the last evaluation of a run is of the one kept."""
     current = config.learner.encoder(state.memory)
-    encoder = _where(chunk.is_final, state.best.encoder, current)
+    encoder = where(chunk.is_final, state.best.encoder, current)
     policy = _policy(config, encoder, state.decoder, chunk.stage > 0)
     returns = episode_returns(load(config.env), policy, key, config.evaluation_episodes)
     mean_return = jnp.mean(returns)
     is_better = (mean_return > state.best.mean_return) & ~chunk.is_final  # never where the mean is NaN
-    best = _where(is_better, Best(mean_return, current), state.best)
+    best = where(is_better, Best(mean_return, current), state.best)
     metrics = {name: state.metrics[name].at[chunk.evaluation].set(state.latest_metrics[name]) for name in state.metrics}
     return eqx.tree_at(
         lambda s: (s.best, s.returns, s.metrics),
@@ -280,10 +281,6 @@ def _policy(config: Config, encoder: AbstractEncoder, decoder: AbstractDecoder, 
 
 def _unknown(*shape: int) -> Float[Array, "..."]:
     return jnp.full(shape, jnp.nan, jnp.float32)
-
-
-def _where(condition: PyTree, if_true: PyTree, if_false: PyTree) -> PyTree:
-    return jax.tree.map(lambda one, other: jnp.where(condition, one, other), if_true, if_false)
 
 
 def _check_key(key: RandomKeys, batch_allowed: bool) -> None:

@@ -3,11 +3,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.flatten_util import ravel_pytree
 
 import gorl
 from gorl import DPPO, FPO, PPO
 from gorl._learner import Experience
 from gorl._learner._clipped import clipped_objective, standardise
+from gorl._trainable import split_trainable
 
 OBSERVATION_SIZE, LATENT_SIZE = 5, 3
 LEARNERS = [PPO, FPO, DPPO]
@@ -111,21 +113,44 @@ def test_equal_advantages_standardise_to_zero():
     np.testing.assert_array_equal(standardise(jnp.full(8, 3.0)), np.zeros(8))
 
 
-@pytest.mark.parametrize("kind", LEARNERS)
-def test_the_ratios_of_the_first_gradient_step_are_one(kind):
-    # Observations that move the statistics far: had they been renewed before, every ratio would be off.
-    learner = gorl.replace(small(kind), {"num_epochs": 1, "num_minibatches": 1})
-    memory = learner.init(OBSERVATION_SIZE, LATENT_SIZE, jax.random.key(0))
+def first_experience(memory):
+    """Steps of the encoder itself, at observations that move its statistics far."""
     observation = 5 + 3 * jax.random.normal(jax.random.key(1), (6, 4, OBSERVATION_SIZE))
     sample = jax.vmap(jax.vmap(memory.encoder.sample))
     latent, extras = sample(observation, jax.random.split(jax.random.key(2), (6, 4)))
     never = jnp.zeros((6, 4), bool)
     reward = observation[..., 0]
-    experience = Experience(observation, latent, extras, latent, reward, never, never, observation, observation[-1])
+    return Experience(observation, latent, extras, latent, reward, never, never, observation, observation[-1])
+
+
+@pytest.mark.parametrize("kind", LEARNERS)
+def test_the_ratios_of_the_first_gradient_step_are_one(kind):
+    # Had the statistics been renewed before, every ratio would be off.
+    learner = gorl.replace(small(kind), {"num_epochs": 1, "num_minibatches": 1})
+    memory = learner.init(OBSERVATION_SIZE, LATENT_SIZE, jax.random.key(0))
+    experience = first_experience(memory)
     updated, metrics = learner.update(memory, experience, jax.random.key(3))
     assert abs(metrics["approximate_kl"]) < 1e-6
     assert metrics["clip_fraction"] == 0
     assert np.linalg.norm(updated.encoder.statistics.mean - 5) < 3
+
+
+@pytest.mark.parametrize(("annealing", "progress", "share"), [(0.0, 0.7, 1.0), (0.8, 0.5, 0.6), (1.0, 1.0, 0.0)])
+def test_the_learning_rate_falls_with_the_stage(annealing, progress, share):
+    # Adam's steps are proportional to its learning rate.
+    learner = gorl.replace(small(PPO), {"num_epochs": 1, "num_minibatches": 1})
+    memory = learner.init(OBSERVATION_SIZE, LATENT_SIZE, jax.random.key(0))
+    experience = first_experience(memory)
+
+    def moved(annealing, progress):
+        annealed = gorl.replace(learner, {"annealing": annealing})
+        after, _ = annealed.update(memory, experience, jax.random.key(3), progress)
+        new, old = (ravel_pytree(split_trainable((m.encoder, m.value))[0])[0] for m in (after, memory))
+        return new - old
+
+    constant = moved(0.0, 0.0)
+    assert jnp.any(constant != 0)
+    np.testing.assert_allclose(moved(annealing, progress), share * constant, rtol=1e-3, atol=1e-6)
 
 
 # --- What outlives a stage. ---

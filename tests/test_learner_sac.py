@@ -341,6 +341,12 @@ def test_a_fresh_memory_has_two_critics_whose_targets_are_themselves():
 # --- When it learns. ---
 
 
+def assert_differ(tree, other):
+    """In every leaf."""
+    pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(other), strict=True)
+    assert all(not jnp.array_equal(one, another) for one, another in pairs)
+
+
 def test_nothing_is_learned_before_learning_starts(assert_same):
     sac = small_sac(learning_starts=17)
     before = used_memory(jax.random.key(0))
@@ -357,10 +363,28 @@ def test_nothing_is_learned_before_learning_starts(assert_same):
 
     begun, metrics = update(sac, waited, some_experience(3), jax.random.key(4))
     assert begun.num_seen == 32
-    pairs = zip(jax.tree.leaves(learned(before)), jax.tree.leaves(learned(begun)), strict=True)
-    assert all(not jnp.array_equal(old, new) for old, new in pairs)
+    assert_differ(learned(begun), learned(before))
     assert set(metrics) == set(sac.metric_names())
     assert all(jnp.isfinite(figure) for figure in metrics.values())
+
+
+def test_critics_learn_alone_until_the_encoder_starts(assert_same):
+    sac = small_sac(encoder_starts=17)
+    before = used_memory(jax.random.key(0))
+    waited, _ = update(sac, before, some_experience(1), jax.random.key(2))
+    unhurried, _ = update(small_sac(), before, some_experience(1), jax.random.key(2))
+
+    def encoder_and_temperature(memory):
+        encoder_state, _, temperature_state = memory.optimiser_states
+        return memory.encoder.network, memory.log_temperature, encoder_state, temperature_state
+
+    assert_same(encoder_and_temperature(waited), encoder_and_temperature(before))
+    assert_differ((waited.critics, waited.target_critics), (before.critics, before.target_critics))
+    # What they learn is the worth of the encoder as it stands, not of one that moved meanwhile.
+    assert_differ(waited.critics, unhurried.critics)
+
+    begun, _ = update(sac, waited, some_experience(3), jax.random.key(4))
+    assert_differ(encoder_and_temperature(begun), encoder_and_temperature(before))
 
 
 def test_there_are_so_many_gradient_steps_for_each_step_side_by_side():

@@ -33,6 +33,7 @@ CLIPPED = {
     "gae_lambda": 0.95,
     "reward_scale": 10.0,
     "value_cost": 0.25,
+    "annealing": 0.0,
     # Silent.
     "max_gradient_norm": 1.0,
 }
@@ -88,6 +89,7 @@ SAC = {
     "reward_scale": 1.0,
     "initial_temperature": 1.0,
     "learning_starts": 8192,
+    "encoder_starts": 0,
     "memory_limit": 8192,
 }
 NETWORK_OF_DECODER = {"width": 32, "depth": 4, "num_frequencies": 4}

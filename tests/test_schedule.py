@@ -42,6 +42,17 @@ def test_iterations_are_those_of_the_config(tiny, stage_steps):
 
 
 @pytest.mark.parametrize("stage_steps", CASES)
+def test_progress_goes_from_the_first_iteration_of_a_stage_towards_its_end(tiny, stage_steps):
+    config = make(tiny, stage_steps)
+    chunks = gorl.schedule(config)
+    for stage, count in enumerate(config.stage_iterations):
+        progress = chunks.progress[(chunks.stage == stage) & (chunks.phase == Phase.LEARN)]
+        np.testing.assert_allclose(progress, np.arange(count) / count, rtol=1e-6)
+        evaluated = chunks.progress[(chunks.stage == stage) & (chunks.phase == Phase.EVALUATE)]
+        assert (evaluated[0], evaluated[-1]) == (0, 1)
+
+
+@pytest.mark.parametrize("stage_steps", CASES)
 def test_only_the_last_evaluation_is_of_the_kept_policy(tiny, stage_steps):
     chunks = gorl.schedule(make(tiny, stage_steps))
     assert np.flatnonzero(chunks.is_final).tolist() == [len(chunks) - 1]

@@ -505,3 +505,24 @@ def test_a_table_of_keys_is_refused(tiny, unchecked, keys, compilations):
     with pytest.raises(gorl.InputError):
         gorl.iterate(tiny, table)
     assert not compilations
+
+
+# --- What the learner is told. ---
+
+
+class Timekeeper(gorl.PPO):
+    """Reports how far it was told that the stage is."""
+
+    def metric_names(self):
+        return (*super().metric_names(), "progress")
+
+    def update(self, memory, experience, key, progress=0.0):
+        memory, metrics = super().update(memory, experience, key, progress)
+        return memory, {**metrics, "progress": jnp.asarray(progress)}
+
+
+def test_the_learner_is_told_how_far_the_stage_is(tiny, keys):
+    learner = Timekeeper(**{name: getattr(tiny.learner, name) for name in tiny.learner.__dataclass_fields__})
+    curve = gorl.train(gorl.replace(tiny, {"learner": learner}), keys[0]).curve
+    # Stages of five iterations, evaluated after none, two, four and five.
+    np.testing.assert_allclose(curve.metrics["progress"], [np.nan, 0.2, 0.6, 0.8] * 2, rtol=1e-6)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from .._errors import InputError
+from .._tree import where
 from .._types import RandomKey
 
 
@@ -82,7 +83,7 @@ class Episodes(eqx.Module):
             reward, done = jnp.asarray(after.reward, jnp.float32), jnp.asarray(after.done, bool)
             after = _match(state, after)
             if self.action_repeat > 1:  # an episode may terminate while an action is held
-                after = jax.tree.map(lambda old, new: jnp.where(terminated, old, new), state, after)
+                after = where(terminated, state, after)
                 reward = jnp.where(terminated, 0.0, reward)
             # A simulation that blew up ends its episode; its last reward is as meaningless as its observation.
             reward = jnp.where(done & ~jnp.isfinite(reward), 0.0, reward)
@@ -107,7 +108,7 @@ class Episodes(eqx.Module):
 
 def restart(start: Episode, episode: Episode) -> Episode:
     """`start` if the episode is over, `episode` if it goes on."""
-    return jax.tree.map(lambda fresh, going_on: jnp.where(episode.over, fresh, going_on), start, episode)
+    return where(episode.over, start, episode)
 
 
 def _strong(leaf: Any) -> Array:

@@ -7,7 +7,7 @@ import equinox as eqx
 from jaxtyping import Array, Bool, Float, PyTree
 
 from .._statistics import RunningStatistics
-from .._types import RandomKey
+from .._types import RandomKey, Real
 
 Memory = TypeVar("Memory", bound=eqx.Module)
 
@@ -76,9 +76,12 @@ class AbstractLearner(eqx.Module, Generic[Memory]):
 
     @abc.abstractmethod
     def update(
-        self, memory: Memory, experience: Experience, key: RandomKey
+        self, memory: Memory, experience: Experience, key: RandomKey, progress: Real = 0.0
     ) -> tuple[Memory, dict[str, Float[Array, ""]]]:
-        """Learns from one batch of experience; also returns figures to watch, by name."""
+        """Learns from one batch of experience; also returns figures to watch, by name.
+
+        `progress` is the share of the stage that was over before, from 0 to 1: what anneals goes by it.
+        """
 
     @abc.abstractmethod
     def metric_names(self) -> tuple[str, ...]:

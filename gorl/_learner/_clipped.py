@@ -64,6 +64,8 @@ class AbstractClippedLearner(AbstractLearner[ActorCritic]):
     - `keep_encoder`: keep the encoder as well: the paper's ablation, in which returns drop at every new decoder.
     - `asymmetric`: where the advantage is negative, a quadratic penalty in place of the clip.
     - `learning_rate`: Adam's.
+    - `annealing`: how much of the learning rate is taken away, little by little, from the beginning of a stage to its
+        end: 0 for none, as in the paper, 1 for all of it.
     - `max_gradient_norm`: gradients of a greater global norm are scaled down to it.
     - `discount`, `gae_lambda`: γ and λ.
     - `reward_scale`: multiplies rewards before anything is learned from them.
@@ -88,6 +90,7 @@ class AbstractClippedLearner(AbstractLearner[ActorCritic]):
     keep_encoder: bool = eqx.field(static=True, default=False)
     asymmetric: bool = eqx.field(static=True, default=False)
     learning_rate: Real = real(1e-3, above=0)
+    annealing: Real = real(0.0, at_least=0, at_most=1)
     max_gradient_norm: Real = real(1.0, above=0)
     discount: Real = real(0.995, at_least=0, at_most=1)
     gae_lambda: Real = real(0.95, at_least=0, at_most=1)
@@ -142,16 +145,17 @@ class AbstractClippedLearner(AbstractLearner[ActorCritic]):
             )
 
     def update(
-        self, memory: ActorCritic, experience: Experience, key: RandomKey
+        self, memory: ActorCritic, experience: Experience, key: RandomKey, progress: Real = 0.0
     ) -> tuple[ActorCritic, dict[str, Float[Array, ""]]]:
         batch = self._batch(memory, experience)
+        optimiser = self._optimiser(progress)
 
         def epoch(memory: ActorCritic, key: RandomKey) -> tuple[ActorCritic, dict[str, Array]]:
             order = jax.random.permutation(key, batch.advantage.shape[0])
             minibatches = order.reshape(self.num_minibatches, -1)
 
             def step(memory: ActorCritic, chosen: Int[Array, " minibatch"]) -> tuple[ActorCritic, dict[str, Array]]:
-                return self._gradient_step(memory, jax.tree.map(lambda leaf: leaf[chosen], batch))
+                return self._gradient_step(memory, jax.tree.map(lambda leaf: leaf[chosen], batch), optimiser)
 
             return jax.lax.scan(step, memory, minibatches)
 
@@ -165,10 +169,10 @@ class AbstractClippedLearner(AbstractLearner[ActorCritic]):
         trainable, _ = split_trainable((encoder, value))
         return ActorCritic(encoder, value, self._optimiser().init(trainable))
 
-    def _optimiser(self) -> optax.GradientTransformation:
+    def _optimiser(self, progress: Real = 0.0) -> optax.GradientTransformation:
         return optax.chain(
             optax.clip_by_global_norm(self.max_gradient_norm),  # pyright: ignore[reportArgumentType]
-            optax.adam(self.learning_rate),  # pyright: ignore[reportArgumentType]
+            optax.adam(self.learning_rate * (1 - self.annealing * progress)),  # pyright: ignore[reportArgumentType]
         )
 
     def _batch(self, memory: ActorCritic, experience: Experience) -> Batch:
@@ -189,10 +193,12 @@ class AbstractClippedLearner(AbstractLearner[ActorCritic]):
         steps = (experience.observation, experience.latent, experience.extras, advantage, target, ~experience.truncated)
         return Batch(*jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), steps))
 
-    def _gradient_step(self, memory: ActorCritic, batch: Batch) -> tuple[ActorCritic, dict[str, Array]]:
+    def _gradient_step(
+        self, memory: ActorCritic, batch: Batch, optimiser: optax.GradientTransformation
+    ) -> tuple[ActorCritic, dict[str, Array]]:
         trainable, rest = split_trainable((memory.encoder, memory.value))
         gradient, metrics = jax.grad(self._loss, has_aux=True)(trainable, rest, batch)
-        updates, optimiser_state = self._optimiser().update(gradient, memory.optimiser_state)
+        updates, optimiser_state = optimiser.update(gradient, memory.optimiser_state)
         encoder, value = eqx.combine(eqx.apply_updates(trainable, updates), rest)
         return ActorCritic(encoder, value, optimiser_state), metrics
 

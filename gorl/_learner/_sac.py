@@ -15,6 +15,7 @@ from .._gaussian import log_density, log_tanh_slope
 from .._hyperparameters import count, real, size
 from .._network import perceptron
 from .._trainable import split_trainable
+from .._tree import where
 from .._types import Integer, RandomKey, Real
 from ._base import AbstractLearner, Experience
 from ._encoder import GaussianEncoder
@@ -74,7 +75,10 @@ class SAC(AbstractLearner[SACMemory]):
     - `initial_temperature`: of the divergence, α.
     - `target_divergence`: where KL(encoder ‖ prior) is to settle, in nats per dimension. The usual target entropy of -1
         per dimension is 1.69 with `on_actions`.
-    - `learning_starts`: steps of experience before the first gradient step.
+    - `learning_starts`: steps of experience in a stage before the first gradient step.
+    - `encoder_starts`: steps of experience before the first gradient step of encoder and temperature, if that is later.
+        Until then a stage's fresh critics learn what latents from the prior are worth; before they know, they only lead
+        the encoder away from what the decoder does well.
     - `memory_limit`: the largest replay buffer allowed, in MiB; several seeds side by side have one each.
 
     ??? cite "Reference"
@@ -102,6 +106,7 @@ class SAC(AbstractLearner[SACMemory]):
     initial_temperature: Real = real(1.0, above=0)
     target_divergence: Real = real(1.0, above=0)
     learning_starts: Integer = count(8192, at_least=0)
+    encoder_starts: Integer = count(0, at_least=0)
     memory_limit: int = size(8192)
 
     def init(self, observation_size: int, latent_size: int, key: RandomKey) -> SACMemory:
@@ -151,7 +156,7 @@ class SAC(AbstractLearner[SACMemory]):
             )
 
     def update(
-        self, memory: SACMemory, experience: Experience, key: RandomKey
+        self, memory: SACMemory, experience: Experience, key: RandomKey, progress: Real = 0.0
     ) -> tuple[SACMemory, dict[str, Float[Array, ""]]]:
         statistics = memory.encoder.statistics.update(experience.observation)
         memory = eqx.tree_at(lambda m: m.encoder.statistics, memory, statistics)
@@ -166,6 +171,7 @@ class SAC(AbstractLearner[SACMemory]):
         num_steps = experience.reward.shape[0]
         num_seen = memory.num_seen + experience.reward.size
         begun = num_seen >= self.learning_starts
+        encoder_begun = begun & (num_seen >= self.encoder_starts)
         # Gradient steps only read the buffer, and must not carry it around.
         learned = eqx.tree_at(lambda m: (m.buffer, m.num_seen), memory, (None, num_seen))
 
@@ -174,7 +180,8 @@ class SAC(AbstractLearner[SACMemory]):
             batch = self._buffer().sample(buffer, sample_key).experience
             after, metrics = self._gradient_step(memory, batch, learn_key)
             # Under vmap over seeds a branch would run both ways as well, and this says so.
-            return jax.tree.map(lambda new, old: jnp.where(begun, new, old), after, memory), metrics
+            after = where(begun, after, memory)
+            return eqx.tree_at(_actor, after, where(encoder_begun, _actor(after), _actor(memory))), metrics
 
         learned, metrics = jax.lax.scan(step, learned, jax.random.split(key, num_steps * self.updates_per_step))
         memory = eqx.tree_at(lambda m: m.buffer, learned, buffer, is_leaf=lambda leaf: leaf is None)
@@ -280,3 +287,9 @@ class SAC(AbstractLearner[SACMemory]):
                 f"a replay buffer of learner.buffer_size = {self.buffer_size} takes {mebibytes:.0f} MiB, and "
                 f"learner.memory_limit is {self.memory_limit}: choose a smaller buffer or a higher limit."
             )
+
+
+def _actor(memory: SACMemory) -> tuple[PyTree, ...]:
+    """What stands still until the encoder learns."""
+    encoder_state, _, temperature_state = memory.optimiser_states
+    return memory.encoder, memory.log_temperature, encoder_state, temperature_state

@@ -1,0 +1,10 @@
+"""Trees of arrays."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+
+def where(condition: PyTree, if_true: PyTree, if_false: PyTree) -> PyTree:
+    """One of two trees, by a condition that is known only as the program runs."""
+    return jax.tree.map(lambda one, other: jnp.where(condition, one, other), if_true, if_false)
