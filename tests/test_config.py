@@ -109,6 +109,7 @@ LEAVES = {
         f".learner.{name}"
         for name in (
             "learning_rate",
+            "annealing",
             "max_gradient_norm",
             "discount",
             "gae_lambda",
