@@ -29,7 +29,7 @@ class Chunk(eqx.Module):
     position: Int[Array | np.ndarray, "*chunks"]  # how many chunks come before
     phase: Int[Array | np.ndarray, "*chunks"]
     stage: Int[Array | np.ndarray, "*chunks"]
-    progress: Float[Array | np.ndarray, "*chunks"]  # the share of the stage's iterations that come before
+    progress: Float[Array | np.ndarray, "*chunks"]  # the share of the run's iterations that come before
     iterations: Int[Array | np.ndarray, "*chunks"]  # of the learner, since the run began, when this chunk ends
     evaluation: Int[Array | np.ndarray, "*chunks"]  # evaluations before this chunk
     is_final: Bool[
@@ -54,31 +54,32 @@ def schedule(config: Config) -> Chunk:
     Every stage is evaluated when it begins, at the config's interval, and when it ends. Every stage but the last ends
     with a refinement. The run ends with an evaluation of the kept policy on fresh episodes.
     """
-    rows: list[tuple[Phase, int, float, int, int, bool]] = []
+    rows: list[tuple[Phase, int, int, int, bool]] = []
     iterations = evaluations = 0
 
-    def evaluate(stage: int, progress: float, is_final: bool = False) -> None:
+    def evaluate(stage: int, is_final: bool = False) -> None:
         nonlocal evaluations
-        rows.append((Phase.EVALUATE, stage, progress, iterations, evaluations, is_final))
+        rows.append((Phase.EVALUATE, stage, iterations, evaluations, is_final))
         evaluations += 1
 
     for stage, stage_iterations in enumerate(config.stage_iterations):
-        evaluate(stage, 0.0)
+        evaluate(stage)
         for iteration in range(1, stage_iterations + 1):
             iterations += 1
-            rows.append((Phase.LEARN, stage, (iteration - 1) / stage_iterations, iterations, evaluations, False))
+            rows.append((Phase.LEARN, stage, iterations, evaluations, False))
             if iteration % config.iterations_per_evaluation == 0 or iteration == stage_iterations:
-                evaluate(stage, iteration / stage_iterations)
+                evaluate(stage)
         if stage + 1 < config.num_stages:
-            rows.append((Phase.REFINE, stage, 1.0, iterations, evaluations, False))
-    evaluate(config.num_stages - 1, 1.0, is_final=True)
-    phase, stage, progress, iteration, evaluation, is_final = zip(*rows, strict=True)
+            rows.append((Phase.REFINE, stage, iterations, evaluations, False))
+    evaluate(config.num_stages - 1, is_final=True)
+    phase, stage, iteration, evaluation, is_final = (np.asarray(column) for column in zip(*rows, strict=True))
+    before = iteration - (phase == Phase.LEARN)
     return Chunk(
         position=np.arange(len(rows), dtype=np.int32),
-        phase=np.asarray(phase, np.int32),
-        stage=np.asarray(stage, np.int32),
-        progress=np.asarray(progress, np.float32),
-        iterations=np.asarray(iteration, np.int32),
-        evaluation=np.asarray(evaluation, np.int32),
-        is_final=np.asarray(is_final),
+        phase=phase.astype(np.int32),
+        stage=stage.astype(np.int32),
+        progress=(before / iterations).astype(np.float32),
+        iterations=iteration.astype(np.int32),
+        evaluation=evaluation.astype(np.int32),
+        is_final=is_final,
     )

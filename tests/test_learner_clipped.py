@@ -136,7 +136,7 @@ def test_the_ratios_of_the_first_gradient_step_are_one(kind):
 
 
 @pytest.mark.parametrize(("annealing", "progress", "share"), [(0.0, 0.7, 1.0), (0.8, 0.5, 0.6), (1.0, 1.0, 0.0)])
-def test_the_learning_rate_falls_with_the_stage(annealing, progress, share):
+def test_the_learning_rate_falls_with_the_run(annealing, progress, share):
     # Adam's steps are proportional to its learning rate.
     learner = gorl.replace(small(PPO), {"num_epochs": 1, "num_minibatches": 1})
     memory = learner.init(OBSERVATION_SIZE, LATENT_SIZE, jax.random.key(0))
@@ -192,6 +192,29 @@ def test_both_networks_can_be_kept_but_not_the_optimiser_state(kind, assert_same
     assert_same(restarted.encoder, used.encoder)
     assert_same(restarted.value, used.value)
     assert_same(restarted.optimiser_state, fresh.optimiser_state)
+
+
+@pytest.mark.parametrize("keep_value", [False, True])
+def test_a_stage_can_begin_with_the_features_of_the_last_one_and_yet_at_the_prior(keep_value, assert_same):
+    learner = small(PPO, keep_features=True, keep_value=keep_value)
+    fresh, restarted = fresh_and_restarted(learner)
+    used = used_memory(learner)
+    assert_same(restarted.encoder.network.layers[:-1], used.encoder.network.layers[:-1])
+    assert_same(restarted.encoder.statistics, used.encoder.statistics)
+    assert_same(restarted.value, used.value if keep_value else fresh.value)
+    assert_same(restarted.optimiser_state, fresh.optimiser_state)
+    observations = jax.random.normal(jax.random.key(2), (20, OBSERVATION_SIZE))
+    used_mean, _ = jax.vmap(used.encoder.distribution)(observations)
+    assert jnp.std(used_mean) > 0.1
+    mean, std = jax.vmap(restarted.encoder.distribution)(observations)
+    np.testing.assert_array_equal(mean, 0)
+    np.testing.assert_allclose(std, 1, rtol=1e-6)
+
+
+def test_an_encoder_that_is_kept_is_kept_whole(assert_same):
+    learner = small(PPO, keep_encoder=True, keep_features=True)
+    _, restarted = fresh_and_restarted(learner)
+    assert_same(restarted.encoder, used_memory(learner).encoder)
 
 
 # --- Bad input. ---

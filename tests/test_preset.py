@@ -44,6 +44,7 @@ PPO = {
     "clip": 0.2,
     "entropy_cost": 1e-2,
     "latent_cost": 0.0,
+    "keep_features": False,
     "asymmetric": False,
 }
 FLOW_POLICY = {

@@ -42,14 +42,15 @@ def test_iterations_are_those_of_the_config(tiny, stage_steps):
 
 
 @pytest.mark.parametrize("stage_steps", CASES)
-def test_progress_goes_from_the_first_iteration_of_a_stage_towards_its_end(tiny, stage_steps):
+def test_progress_goes_from_the_first_iteration_of_the_run_towards_its_end(tiny, stage_steps):
     config = make(tiny, stage_steps)
     chunks = gorl.schedule(config)
-    for stage, count in enumerate(config.stage_iterations):
-        progress = chunks.progress[(chunks.stage == stage) & (chunks.phase == Phase.LEARN)]
-        np.testing.assert_allclose(progress, np.arange(count) / count, rtol=1e-6)
-        evaluated = chunks.progress[(chunks.stage == stage) & (chunks.phase == Phase.EVALUATE)]
-        assert (evaluated[0], evaluated[-1]) == (0, 1)
+    count = sum(config.stage_iterations)
+    np.testing.assert_allclose(chunks.progress[chunks.phase == Phase.LEARN], np.arange(count) / count, rtol=1e-6)
+    refinements = np.cumsum(config.stage_iterations)[:-1] / count
+    np.testing.assert_allclose(chunks.progress[chunks.phase == Phase.REFINE], refinements, rtol=1e-6)
+    evaluated = chunks.progress[chunks.phase == Phase.EVALUATE]
+    assert (evaluated[0], evaluated[-1]) == (0, 1)
 
 
 @pytest.mark.parametrize("stage_steps", CASES)

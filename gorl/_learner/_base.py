@@ -80,7 +80,7 @@ class AbstractLearner(eqx.Module, Generic[Memory]):
     ) -> tuple[Memory, dict[str, Float[Array, ""]]]:
         """Learns from one batch of experience; also returns figures to watch, by name.
 
-        `progress` is the share of the stage that was over before, from 0 to 1: what anneals goes by it.
+        `progress` is the share of the run that was over before, from 0 to 1: what anneals goes by it.
         """
 
     @abc.abstractmethod

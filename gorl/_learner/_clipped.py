@@ -64,7 +64,7 @@ class AbstractClippedLearner(AbstractLearner[ActorCritic]):
     - `keep_encoder`: keep the encoder as well: the paper's ablation, in which returns drop at every new decoder.
     - `asymmetric`: where the advantage is negative, a quadratic penalty in place of the clip.
     - `learning_rate`: Adam's.
-    - `annealing`: how much of the learning rate is taken away, little by little, from the beginning of a stage to its
+    - `annealing`: how much of the learning rate is taken away, little by little, from the beginning of a run to its
         end: 0 for none, as in the paper, 1 for all of it.
     - `max_gradient_norm`: gradients of a greater global norm are scaled down to it.
     - `discount`, `gae_lambda`: γ and λ.

@@ -2,6 +2,7 @@
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .._gaussian import log_density, mean_and_std, standard_outputs
@@ -33,9 +34,15 @@ class GaussianEncoder(AbstractEncoder):
         - `width`, `depth`: hidden layers.
         - `key`: decides the initial weights.
         """
-        network = perceptron(observation_size, 2 * latent_size, width, depth, key=key, output_scale=0.0)
-        network = eqx.tree_at(lambda mlp: mlp.layers[-1].bias, network, standard_outputs(latent_size))
-        return GaussianEncoder(network=network, statistics=RunningStatistics.empty(observation_size))
+        network = perceptron(observation_size, 2 * latent_size, width, depth, key=key)
+        return GaussianEncoder(network=network, statistics=RunningStatistics.empty(observation_size)).at_prior()
+
+    def at_prior(self) -> "GaussianEncoder":
+        """The same hidden layers under a fresh last layer: N(0, I) whatever the observation."""
+        last = self.network.layers[-1]
+        fresh = (jnp.zeros_like(last.weight), standard_outputs(last.weight.shape[0] // 2))
+        network = eqx.tree_at(lambda mlp: (mlp.layers[-1].weight, mlp.layers[-1].bias), self.network, fresh)
+        return GaussianEncoder(network=network, statistics=self.statistics)
 
     def distribution(
         self, observation: Float[Array, " observation"]

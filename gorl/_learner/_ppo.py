@@ -8,7 +8,7 @@ from .._gaussian import entropy, entropy_after_tanh, log_density
 from .._hyperparameters import real
 from .._types import RandomKey, Real
 from ._base import AbstractEncoder
-from ._clipped import AbstractClippedLearner, Assessment
+from ._clipped import AbstractClippedLearner, ActorCritic, Assessment
 from ._encoder import GaussianEncoder
 
 
@@ -21,6 +21,9 @@ class PPO(AbstractClippedLearner):
 
     - `on_actions`: latents are actions before `tanh`, and the entropy is that of the action: the Gaussian policy
         that GoRL is compared with.
+    - `keep_features`: begin a stage with the hidden layers that the encoder has, and the statistics that its inputs are
+        normalised with, under a fresh last layer. It starts at N(0, I) like any fresh encoder, but need not learn again
+        what matters in an observation. The paper does not.
     - `entropy_cost`: weight of the entropy of the latent.
     - `latent_cost`: weight β of `mean μ² + mean σ²`, which pulls the encoder towards small latents.
 
@@ -30,11 +33,19 @@ class PPO(AbstractClippedLearner):
     """
 
     on_actions: bool = eqx.field(static=True, default=False)
+    keep_features: bool = eqx.field(static=True, default=False)
     entropy_cost: Real = real(1e-2, at_least=0)
     latent_cost: Real = real(0.0, at_least=0)
 
     def fresh_encoder(self, observation_size: int, latent_size: int, key: RandomKey) -> GaussianEncoder:
         return GaussianEncoder.init(observation_size, latent_size, self.policy_width, self.policy_depth, key)
+
+    def restart(self, memory: ActorCritic, observation_size: int, latent_size: int, key: RandomKey) -> ActorCritic:
+        restarted = super().restart(memory, observation_size, latent_size, key)
+        if self.keep_encoder or not self.keep_features:
+            return restarted
+        assert isinstance(memory.encoder, GaussianEncoder)
+        return self._begin(memory.encoder.at_prior(), restarted.value)
 
     def assessment_names(self) -> tuple[str, ...]:
         return ("entropy", "latent_mean_square", "latent_std")
