@@ -42,6 +42,7 @@ COLOURS = {
     "sac": "#999999",
 }
 PAPER_NAMES = {"gorl-flow": "gorl_flow", "gorl-diffusion": "gorl_diffusion"}
+DASHED = {"gorl-diffusion"}  # its first stage is that of gorl-flow, line on line
 console = rich.console.Console(highlight=False, width=None if sys.stdout.isatty() else 150)
 
 
@@ -144,7 +145,8 @@ def figure(cells: list[Cell]) -> bytes:
         for cell in here:
             steps, middle, interval = cell.interquartile_curve
             colour = COLOURS.get(cell.method)
-            (lines[cell.method],) = axes.plot(steps, middle, color=colour, linewidth=1.8, label=cell.method)
+            style = "--" if cell.method in DASHED else "-"
+            (lines[cell.method],) = axes.plot(steps, middle, style, color=colour, linewidth=1.8, label=cell.method)
             axes.fill_between(steps, *interval, color=lines[cell.method].get_color(), alpha=0.15, linewidth=0)
         seeds = sorted({cell.summary()["seeds"] for cell in here})
         axes.set_title(f"{task} ({' or '.join(map(str, seeds))} seeds)", loc="left")

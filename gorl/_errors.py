@@ -26,6 +26,8 @@ def unknown_name(what: str, name: str, names: Iterable[str]) -> InputError:
     near = [folded[match] for match in difflib.get_close_matches(name.casefold(), folded, n=3, cutoff=0.5)]
     if near:
         hint = f"did you mean {' or '.join(repr(candidate) for candidate in near)}?"
+    elif not names:
+        hint = "there is none."
     else:
         hint = f"there are {', '.join(repr(candidate) for candidate in names)}."
     return InputError(f"no {what} is called {name!r}: {hint}")

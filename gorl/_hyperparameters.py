@@ -187,7 +187,8 @@ def parse(group: eqx.Module, name: str, text: str, prefix: str = "") -> Any:
         return parse(value, rest, text, f"{prefix}{first}.")
     if isinstance(value, eqx.Module):
         names = ", ".join(f"{prefix}{first}.{inner}" for inner in _fields(type(value)))
-        raise InputError(f"{prefix}{first} is a group of fields: set one of {names}.")
+        hint = f"set one of {names}" if names else f"{type(value).__name__} has none to set"
+        raise InputError(f"{prefix}{first} is a group of fields: {hint}.")
     allowed = fields[first].metadata.get("range")
     optional = type(None) in typing.get_args(fields[first].type)
     if optional and text.casefold() == "none":

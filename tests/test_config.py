@@ -215,6 +215,19 @@ def test_replace_answers_an_unknown_name_with_the_nearest(tiny, name, hint):
         gorl.replace(tiny, {name: 1})
 
 
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("learner", "learner is a group of fields: set one of learner.num_envs, "),
+        ("decoder", "decoder is a group of fields: Identity has none to set."),
+        ("decoder.width", "no field of Identity is called 'width': there is none."),
+    ],
+)
+def test_a_group_cannot_be_set_as_a_whole(name, hint):
+    with pytest.raises(gorl.InputError, match=hint):
+        gorl.parse(gorl.preset("PointMass", method="ppo"), name, "3")
+
+
 # --- Bad values. ---
 
 OUT_OF_RANGE = [
