@@ -109,6 +109,7 @@ def test_every_leaf_of_a_config_has_its_effect(tiny, keys, plain):
     # A leaf that was read as a constant while tracing would go unnoticed otherwise.
     changes = {
         "learner.learning_rate": 3e-3,
+        "learner.annealing": 0.5,
         "learner.max_gradient_norm": 0.01,
         "learner.discount": 0.5,
         "learner.gae_lambda": 0.5,
