@@ -92,10 +92,10 @@ _SAC_LAPTOP = {
     "learner.smoothing": 0.02,  # with 0.005 values take most of the gradient steps there are to travel along an episode
     "learner.initial_temperature": 0.03,
 }
-# Its policies are narrow: in a fifth of the gradient steps a decoder loses three quarters of ReacherEasy's return.
 _SAC_LATENTS_LAPTOP = {
     "learner.target_divergence": 2.0,
     "learner.encoder_starts": 30_000,
+    # Its policies are narrow: in a fifth of the gradient steps a decoder loses three quarters of ReacherEasy's return.
     "refinement.num_epochs": 100,
 }
 # After tanh, less entropy goes as far; with more, one seed in three never finds the goal of PointMass.

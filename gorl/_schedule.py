@@ -72,14 +72,15 @@ def schedule(config: Config) -> Chunk:
         if stage + 1 < config.num_stages:
             rows.append((Phase.REFINE, stage, iterations, evaluations, False))
     evaluate(config.num_stages - 1, is_final=True)
-    phase, stage, iteration, evaluation, is_final = (np.asarray(column) for column in zip(*rows, strict=True))
+    *numbers, is_final = zip(*rows, strict=True)
+    phase, stage, iteration, evaluation = np.asarray(numbers, np.int32)
     before = iteration - (phase == Phase.LEARN)
     return Chunk(
         position=np.arange(len(rows), dtype=np.int32),
-        phase=phase.astype(np.int32),
-        stage=stage.astype(np.int32),
+        phase=phase,
+        stage=stage,
         progress=(before / iterations).astype(np.float32),
-        iterations=iteration.astype(np.int32),
-        evaluation=evaluation.astype(np.int32),
-        is_final=is_final,
+        iterations=iteration,
+        evaluation=evaluation,
+        is_final=np.asarray(is_final),
     )

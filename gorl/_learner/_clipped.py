@@ -124,11 +124,15 @@ class AbstractClippedLearner(AbstractLearner[ActorCritic]):
 
     def restart(self, memory: ActorCritic, observation_size: int, latent_size: int, key: RandomKey) -> ActorCritic:
         fresh = self.init(observation_size, latent_size, key)
-        encoder = memory.encoder if self.keep_encoder else fresh.encoder
+        encoder = self.next_encoder(memory.encoder, fresh.encoder)
         if not self.keep_value:
             return self._begin(encoder, fresh.value)
         encoder = eqx.tree_at(lambda e: e.statistics, encoder, memory.encoder.statistics)
         return self._begin(encoder, memory.value)
+
+    def next_encoder(self, last: AbstractEncoder, fresh: AbstractEncoder) -> AbstractEncoder:
+        """What a stage begins with, of the encoder that the last one ended with and a fresh one."""
+        return last if self.keep_encoder else fresh
 
     def encoder(self, memory: ActorCritic) -> AbstractEncoder:
         return memory.encoder

@@ -41,8 +41,7 @@ class GaussianEncoder(AbstractEncoder):
         """The same hidden layers under a fresh last layer: N(0, I) whatever the observation."""
         last = self.network.layers[-1]
         fresh = (jnp.zeros_like(last.weight), standard_outputs(last.weight.shape[0] // 2))
-        network = eqx.tree_at(lambda mlp: (mlp.layers[-1].weight, mlp.layers[-1].bias), self.network, fresh)
-        return GaussianEncoder(network=network, statistics=self.statistics)
+        return eqx.tree_at(lambda e: (e.network.layers[-1].weight, e.network.layers[-1].bias), self, fresh)
 
     def distribution(
         self, observation: Float[Array, " observation"]

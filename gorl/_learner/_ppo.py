@@ -8,7 +8,7 @@ from .._gaussian import entropy, entropy_after_tanh, log_density
 from .._hyperparameters import real
 from .._types import RandomKey, Real
 from ._base import AbstractEncoder
-from ._clipped import AbstractClippedLearner, ActorCritic, Assessment
+from ._clipped import AbstractClippedLearner, Assessment
 from ._encoder import GaussianEncoder
 
 
@@ -40,12 +40,11 @@ class PPO(AbstractClippedLearner):
     def fresh_encoder(self, observation_size: int, latent_size: int, key: RandomKey) -> GaussianEncoder:
         return GaussianEncoder.init(observation_size, latent_size, self.policy_width, self.policy_depth, key)
 
-    def restart(self, memory: ActorCritic, observation_size: int, latent_size: int, key: RandomKey) -> ActorCritic:
-        restarted = super().restart(memory, observation_size, latent_size, key)
+    def next_encoder(self, last: AbstractEncoder, fresh: AbstractEncoder) -> AbstractEncoder:
         if self.keep_encoder or not self.keep_features:
-            return restarted
-        assert isinstance(memory.encoder, GaussianEncoder)
-        return self._begin(memory.encoder.at_prior(), restarted.value)
+            return super().next_encoder(last, fresh)
+        assert isinstance(last, GaussianEncoder)
+        return last.at_prior()
 
     def assessment_names(self) -> tuple[str, ...]:
         return ("entropy", "latent_mean_square", "latent_std")
