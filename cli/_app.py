@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import gorl
+
+RunDirectory = Annotated[pathlib.Path, typer.Argument(metavar="RUN", help="The directory of a run of gorl train.")]
+PolicySeed = Annotated[int | None, typer.Option("--seed", help="Whose policy, of the seeds of the run.")]
+EpisodeKey = Annotated[int, typer.Option("--key", help="Decides the start states, and what is drawn.")]
 
 app = typer.Typer(
     name="gorl",
@@ -57,16 +63,168 @@ def train(
     out: Annotated[
         pathlib.Path | None, typer.Option(help="The run's directory; by default a new one in runs/.")
     ] = None,
+    checkpoint_every: Annotated[
+        float, typer.Option(metavar="SECONDS", help="How much of a run may be lost; inf to save only when stopped.")
+    ] = 30.0,
+    log: Annotated[
+        list[str] | None, typer.Option(help="Log to tensorboard or wandb as well; may be given several times.")
+    ] = None,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="FIELD=VALUE", help="Set a field of the config: learner.learning_rate=3e-4."),
     ] = None,
 ) -> None:
-    """Train policies, and leave a learning curve, a picture of it and the policies in a directory."""
-    from ._run import run
+    """Train policies, and leave a learning curve, a picture of it and the policies in a directory.
 
-    config = _configure(env, method, scale, steps, stages, set_ or [])
-    run(config, method, seeds=seeds, first_seed=seed, directory=out)
+    Ctrl-C stops it after saving everything, and `gorl resume` goes on. It exits with 3 if a seed diverged.
+    """
+    import gorl
+
+    from ._directory import Run, new_directory
+    from ._train import begin
+
+    config = gorl.preset(env, scale, method)
+    values = {name: gorl.parse(config, name, text) for name, text in _settings(set_ or []).items()}
+    config = _reschedule(steps, stages)(gorl.replace(config, values))
+    directory = out or new_directory(str(config.env), method)
+    raise typer.Exit(begin(Run(directory, config, method, seed, seeds, checkpoint_every, tuple(log or ()))))
+
+
+@app.command()
+def resume(run: Annotated[pathlib.Path, typer.Argument(help="The directory of a run that was stopped.")]) -> None:
+    """Go on with a run that was stopped, bit for bit as if it had not been."""
+    from ._train import resume as resume_run
+
+    raise typer.Exit(resume_run(run))
+
+
+@app.command("eval")
+def eval_(
+    run: RunDirectory,
+    episodes: Annotated[int, typer.Option(help="How many fresh episodes with each policy.")] = 128,
+    stochastic: Annotated[bool, typer.Option("--stochastic", help="Draw latents, rather than the mode.")] = False,
+    seed: PolicySeed = None,
+    key: EpisodeKey = 0,
+    json: Annotated[bool, typer.Option("--json", help="Print a JSON object, with every return in it.")] = False,
+) -> None:
+    """Play fresh episodes with the kept policies, and say what they earn and how sure that is."""
+    from ._directory import Run
+    from ._evaluate import evaluate
+
+    evaluate(Run.open(run), episodes=episodes, stochastic=stochastic, seed=seed, key=key, as_json=json)
+
+
+@app.command()
+def render(
+    run: RunDirectory,
+    out: Annotated[pathlib.Path, typer.Option("-o", "--out", help="The file: .mp4, .gif, or .png for a strip.")],
+    episodes: Annotated[int, typer.Option(help="How many episodes, side by side.")] = 1,
+    stochastic: Annotated[bool, typer.Option("--stochastic", help="Draw latents, rather than the mode.")] = False,
+    seed: PolicySeed = None,
+    key: EpisodeKey = 0,
+    steps: Annotated[int | None, typer.Option(help="Leave each episode after this many actions.")] = None,
+    width: Annotated[int, typer.Option(help="Of a frame, in pixels.")] = 480,
+    height: Annotated[int, typer.Option(help="Of a frame, in pixels.")] = 360,
+    camera: Annotated[str | None, typer.Option(help="A camera of the model, or free.")] = None,
+) -> None:
+    """Make a film of a kept policy."""
+    from ._directory import Run
+    from ._render import check_film, choose_gl, render as render_film
+
+    check_film(out)
+    opened = Run.open(run)
+    choose_gl()  # before anything imports MuJoCo, which looking at a run that is not finished does
+    policy = opened.policy(seed)
+    render_film(
+        opened.config.env,
+        policy,
+        key,
+        out,
+        num_episodes=episodes,
+        stochastic=stochastic,
+        num_steps=steps,
+        height=height,
+        width=width,
+        camera=camera,
+    )
+
+
+@app.command()
+def plot(
+    runs: Annotated[list[pathlib.Path], typer.Argument(metavar="RUN...", help="Directories of runs.")],
+    out: Annotated[pathlib.Path | None, typer.Option("-o", "--out", help="The file: .png, .pdf or .svg.")] = None,
+    actions: Annotated[
+        bool, typer.Option("--actions", help="Draw how a policy's actions are distributed along an episode.")
+    ] = False,
+    seed: PolicySeed = None,
+    key: EpisodeKey = 0,
+) -> None:
+    """Draw the learning curves of runs on one axis, or the actions of one policy."""
+    import gorl
+
+    from ._compare import plot_actions, plot_curves
+    from ._directory import Run
+
+    opened = [Run.open(run) for run in runs]
+    if not actions:
+        plot_curves(opened, out or pathlib.Path("curves.png"))
+        return
+    if len(opened) > 1:
+        raise gorl.InputError("--actions draws those of one policy: give one run.")
+    plot_actions(opened[0], out or pathlib.Path("actions.png"), seed=seed, key=key)
+
+
+@app.command()
+def sweep(
+    env: Annotated[str, typer.Argument(help="What to train on; see `gorl envs`.")] = "PointMass",
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="FIELD=VALUE,...",
+            help="Values to try: learner.learning_rate=1e-4,1e-3 (between tuples a semicolon). All combinations.",
+        ),
+    ] = None,
+    method: Annotated[str, typer.Option(help="How to train; see `gorl methods`.")] = "gorl-flow",
+    scale: Annotated[str, typer.Option(help="The preset: laptop (minutes on a CPU) or paper (a GPU).")] = "laptop",
+    seeds: Annotated[int, typer.Option(help="How many seeds of each setting.")] = 4,
+    seed: Annotated[int, typer.Option(help="The first seed.")] = 0,
+    steps: Annotated[str | None, typer.Option(help="Environment steps per seed, over all stages, such as 2e6.")] = None,
+    stages: Annotated[int | None, typer.Option(help="How many stages the steps are shared out over.")] = None,
+    out: Annotated[
+        pathlib.Path | None, typer.Option(help="The directory of the results; by default a new one in runs/.")
+    ] = None,
+) -> None:
+    """Train many settings side by side, as far as possible in one compiled run, and say which is best."""
+    import gorl
+
+    from ._directory import new_directory
+    from ._sweep import sweep as sweep_trials, trials
+
+    grid = _settings(set_ or [])
+    config = gorl.preset(env, scale, method)
+    directory = out or new_directory(str(config.env), method, "sweep")
+    chosen = trials(config, grid, _reschedule(steps, stages))
+    raise typer.Exit(sweep_trials(chosen, method, grid=grid, seeds=seeds, first_seed=seed, directory=directory))
+
+
+@app.command()
+def export(
+    run: RunDirectory,
+    out: Annotated[
+        pathlib.Path, typer.Option("-o", "--out", help="The file: .stablehlo, .onnx, or both if it has no suffix.")
+    ],
+    draw: Annotated[
+        str, typer.Option(help="What the policy is given to draw with: a latent, of which 0 is the mode, or a seed.")
+    ] = "latent",
+    seed: PolicySeed = None,
+) -> None:
+    """Write a kept policy for programs without this library: StableHLO for JAX, ONNX for anything."""
+    from ._directory import Run
+    from ._export import check_export, export as export_policy
+
+    check_export(out, draw)
+    export_policy(Run.open(run).policy(seed), out, draw)
 
 
 @app.command()
@@ -92,20 +250,25 @@ def methods() -> None:
     method_table()
 
 
-def _configure(
-    env: str, method: str, scale: str, steps: str | None, stages: int | None, settings: list[str]
-) -> "gorl.Config":
-    """The config that the options ask for: the preset, then `--set`, then `--steps` and `--stages`."""
+def _settings(options: list[str]) -> dict[str, str]:
+    """What `--set` was given: texts by the dotted name of a field."""
     import gorl
 
-    config = gorl.preset(env, scale, method)
-    changes = {}
-    for setting in settings:
-        name, separator, text = setting.partition("=")
+    settings = {}
+    for option in options:
+        name, separator, text = option.partition("=")
         if not separator:
-            raise gorl.InputError(f"--set {setting} sets nothing: write it as FIELD=VALUE.")
-        changes[name.strip()] = gorl.parse(config, name.strip(), text.strip())
-    config = gorl.replace(config, changes)
+            raise gorl.InputError(f"--set {option} sets nothing: write it as FIELD=VALUE.")
+        if name.strip() in settings:
+            raise gorl.InputError(f"--set {name.strip()} is there twice: give it once.")
+        settings[name.strip()] = text.strip()
+    return settings
+
+
+def _reschedule(steps: str | None, stages: int | None) -> "Callable[[gorl.Config], gorl.Config]":
+    """What `--steps` and `--stages` do to a config, once everything else has been set."""
+    import gorl
+
     total = None
     if steps is not None:
         try:
@@ -116,4 +279,4 @@ def _configure(
             raise gorl.InputError(f"--steps must be at least 1, not {total}.")
     if stages is not None and stages < 1:
         raise gorl.InputError(f"--stages must be at least 1, not {stages}.")
-    return gorl.reschedule(config, total_steps=total, num_stages=stages)
+    return lambda config: gorl.reschedule(config, total_steps=total, num_stages=stages)

@@ -1,6 +1,7 @@
 """What is seen while a run goes on: a live bar in a terminal, plain lines anywhere else."""
 
 import time
+from collections.abc import Sequence
 from types import TracebackType
 
 import numpy as np
@@ -23,14 +24,16 @@ class Progress:
     **Arguments:**
 
     - `config`: what is being trained.
-    - `method`: what it is called.
-    - `seeds`: how many seeds train side by side.
+    - `title`: what it is called.
+    - `names`: those of the runs that train side by side.
     """
 
-    def __init__(self, config: gorl.Config, method: str, seeds: int):
+    def __init__(self, config: gorl.Config, title: str, names: Sequence[str]):
         self._config = config
-        self._method = method
-        self._seeds = seeds
+        self._title = title
+        self._names = names
+        self._diverged: set[int] = set()
+        self._is_compiled = False
         self._phases = [gorl.Phase(int(phase)) for phase in gorl.schedule(config).phase]
         self._iterations = sum(config.stage_iterations)
         self._seconds: dict[gorl.Phase, list[float]] = {phase: [] for phase in gorl.Phase}
@@ -50,8 +53,8 @@ class Progress:
     def __enter__(self) -> "Progress":
         config = self._config
         self._say(
-            f"{self._method} on {config.env}: {self._seeds} seed{'s' * (self._seeds > 1)}, {config.num_stages} stage"
-            f"{'s' * (config.num_stages > 1)}, {self._iterations * config.steps_per_iteration:,} env steps per seed"
+            f"{self._title}, {config.num_stages} stage{'s' * (config.num_stages > 1)}, "
+            f"{self._iterations * config.steps_per_iteration:,} env steps per seed"
         )
         if not self._console.is_terminal:
             self._say(_COMPILING)
@@ -71,20 +74,26 @@ class Progress:
         """Takes note that a chunk is done, and shows where the run is."""
         now = time.monotonic()
         phase, position = gorl.Phase(int(chunk.phase)), int(chunk.position)
-        if position > 0:  # the first one compiles
-            self._seconds[phase].append(now - self._last)
-        self._last = now
+        seconds = now - self._last
+        if self._is_compiled:  # the first chunk compiles
+            self._seconds[phase].append(seconds)
+        self._last, self._is_compiled = now, True
         if phase == gorl.Phase.EVALUATE and not chunk.is_final:
-            self._return = float(np.mean(state.returns[:, int(chunk.evaluation)]))
+            self._return = finite_mean(np.mean(state.returns[:, int(chunk.evaluation)], axis=1))
             self._say(f"stage {int(chunk.stage)}  {self._figures(chunk)}", in_terminal=False)
         if phase == gorl.Phase.REFINE:
             fit = state.fits
             stage = int(chunk.stage)
             self._say(
-                f"stage {stage}  decoder refined in {self._seconds[phase][-1]:.0f} s, "
+                f"stage {stage}  decoder refined in {seconds:.0f} s, "
                 f"{np.mean(fit.num_epochs[:, stage]):.0f} epochs, "
                 f"held-out loss {np.mean(fit.heldout_loss[:, stage]):.3f}"
             )
+        for index in np.flatnonzero(np.asarray(state.diverged_at) >= 0).tolist():
+            if index not in self._diverged:
+                self._diverged.add(index)
+                steps = int(state.diverged_at[index]) * self._config.steps_per_iteration
+                self._say(f"{self._names[index]} diverged at {steps:,} env steps: its numbers are not finite any more")
         following = self._phases[position + 1] if position + 1 < len(self._phases) else None
         self._bar.update(
             self._task,
@@ -99,7 +108,7 @@ class Progress:
         parts = [f"{steps:>11,} env steps"]
         learning = self._seconds[gorl.Phase.LEARN][-20:]
         if learning:
-            rate = self._seeds * self._config.steps_per_iteration * len(learning) / sum(learning)
+            rate = len(self._names) * self._config.steps_per_iteration * len(learning) / sum(learning)
             parts.append(f"{rate:>9,.0f} steps/s")
         if np.isfinite(self._return):
             parts.append(f"return {self._return:>7.1f}")
@@ -118,6 +127,12 @@ class Progress:
     def _say(self, line: str, in_terminal: bool = True) -> None:
         if in_terminal or not self._console.is_terminal:
             self._console.print(line, soft_wrap=True)
+
+
+def finite_mean(values: np.ndarray) -> float:
+    """The mean of the values that are finite; NaN if none is."""
+    finite = values[np.isfinite(values)]
+    return float(finite.mean()) if finite.size else float("nan")
 
 
 def _clock(seconds: float) -> str:

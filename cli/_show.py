@@ -1,12 +1,13 @@
 """Tables."""
 
-import pathlib
-
 import numpy as np
 import rich.console
 import rich.table
 
 import gorl
+
+from ._directory import Run
+from ._progress import finite_mean
 
 
 def environment_table(found: dict[str, tuple[int, int]]) -> None:
@@ -33,34 +34,40 @@ def method_table() -> None:
     rich.console.Console(highlight=False).print(table)
 
 
-def summary(
-    config: gorl.Config,
-    method: str,
-    result: gorl.Result,
-    first_seed: int,
-    wall_seconds: float,
-    directory: pathlib.Path,
-) -> None:
+def summary(run: Run, result: gorl.Result, wall_seconds: float) -> None:
     """Prints what came of a run: a row for each stage, the kept policies, and where the files are."""
+    config = run.config
     console = rich.console.Console(highlight=False)
-    table = rich.table.Table(title=f"{method} on {config.env}: return, mean over seeds", title_justify="left")
+    table = rich.table.Table(title=f"{run.method} on {config.env}: return, mean over seeds", title_justify="left")
     for column in ("stage", "env steps", "first", "best", "first / best before", "held-out loss", "epochs"):
         table.add_column(column, justify="right")
-    returns = np.asarray(result.curve.mean_return).mean(axis=0)
-    stage_of, env_steps = np.asarray(result.curve.stage[0]), result.curve.env_steps[0]
+    diverged_at = np.asarray(result.diverged_at)
+    any_diverged = bool(np.any(diverged_at >= 0))
+    if any_diverged:
+        table.add_column("diverged")
+    # A seed that diverged has no return until its next stage begins; the means are those of the others.
+    returns = np.array([finite_mean(of_seeds) for of_seeds in np.asarray(result.curve.mean_return).T])
+    stage_of, iterations = np.asarray(result.curve.stage[0]), np.asarray(result.curve.iterations[0])
     before = None
     for stage in range(config.num_stages):
         here = stage_of == stage
         refined = stage + 1 < config.num_stages
-        first, best = returns[here][0], returns[here].max()
+        first, best = returns[here][0], np.nanmax(returns[here], initial=-np.inf)
+        begin, end = iterations[here][[0, -1]]
+        diverged_here = [
+            f"seed {seed} at {at * config.steps_per_iteration:,}"
+            for seed, at in zip(run.seed_numbers, diverged_at.tolist(), strict=True)
+            if begin < at <= end
+        ]
         table.add_row(
             str(stage),
-            f"{env_steps[here][-1] - env_steps[here][0]:,}",
+            f"{(end - begin) * config.steps_per_iteration:,}",
             f"{first:.1f}",
             f"{best:.1f}",
             f"{first / before:.0%}" if before else "",
             f"{np.mean(result.fits.heldout_loss[:, stage]):.3f}" if refined else "",
             f"{np.mean(result.fits.num_epochs[:, stage]):.0f}" if refined else "",
+            *[", ".join(diverged_here)] * any_diverged,
         )
         before = best
     console.print(table)
@@ -68,9 +75,11 @@ def summary(
     of_seeds = ", ".join(f"{mean:.1f}" for mean in kept)
     console.print(
         f"kept policies on {result.returns.shape[1]} fresh episodes: mean return {kept.mean():.1f}"
-        f" (seeds from {first_seed}: {of_seeds})",
+        f" (seeds from {run.first_seed}: {of_seeds})",
         soft_wrap=True,
     )
     console.print(
-        f"{wall_seconds:.0f} s in all; curve.png, curve.csv and policies.eqx are in {directory}", soft_wrap=True
+        f"{wall_seconds:.0f} s in all; {run.picture_file.name}, {run.curve_file.name} and {run.policies_file.name} are "
+        f"in {run.directory}",
+        soft_wrap=True,
     )

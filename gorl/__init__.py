@@ -1,4 +1,11 @@
-from ._checkpoint import load_policy as load_policy, save_policy as save_policy, write_whole as write_whole
+from ._checkpoint import (
+    load_policy as load_policy,
+    load_state as load_state,
+    remove_unfinished as remove_unfinished,
+    save_policy as save_policy,
+    save_state as save_state,
+    write_whole as write_whole,
+)
 from ._config import Config as Config
 from ._decoder import (
     AbstractDecoder as AbstractDecoder,
@@ -20,8 +27,13 @@ from ._env import (
     environments as environments,
     family as family,
 )
-from ._errors import InputError as InputError
-from ._evaluation import evaluate as evaluate
+from ._errors import (
+    DamagedFileError as DamagedFileError,
+    InputError as InputError,
+    unknown_name as unknown_name,
+)
+from ._evaluation import Trajectories as Trajectories, evaluate as evaluate, play as play
+from ._export import export_onnx as export_onnx, export_stablehlo as export_stablehlo
 from ._gaussian import log_density as log_density
 from ._hyperparameters import (
     count as count,
@@ -45,15 +57,17 @@ from ._learner import (
     FlowEncoder as FlowEncoder,
     GaussianEncoder as GaussianEncoder,
 )
-from ._method import Method as Method, methods as methods, register as register
+from ._method import Method as Method, find_method as find_method, methods as methods, register as register
 from ._ode import Integrator as Integrator
 from ._policy import Policy as Policy, StagedDecoder as StagedDecoder
 from ._preset import preset as preset, reschedule as reschedule
 from ._regression import Fit as Fit, Refinement as Refinement, fit_decoder as fit_decoder
+from ._render import Film as Film, render as render
 from ._schedule import Chunk as Chunk, Phase as Phase, schedule as schedule
 from ._statistics import RunningStatistics as RunningStatistics
 from ._train import (
     Curve as Curve,
+    Evaluation as Evaluation,
     Result as Result,
     TrainState as TrainState,
     finish as finish,

@@ -124,4 +124,9 @@ class Config(eqx.Module):
 
 def as_arrays(config: Config) -> Config:
     """`config` with its leaves as arrays, so that compiled code is shared between values instead of made for each."""
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.int32 if isinstance(leaf, int) else jnp.float32), config)
+
+    def array(leaf: Any) -> jax.Array:
+        is_integer = jnp.issubdtype(jnp.result_type(leaf), jnp.integer)
+        return jnp.asarray(leaf, jnp.int32 if is_integer else jnp.float32)
+
+    return jax.tree.map(array, config)

@@ -1,4 +1,4 @@
-"""The one error type for bad input, and the nearest-name hint that goes with a misspelling."""
+"""The error type for bad input, and the nearest-name hint that goes with a misspelling."""
 
 import difflib
 from collections.abc import Iterable
@@ -6,6 +6,10 @@ from collections.abc import Iterable
 
 class InputError(ValueError):
     """Something the caller gave is wrong; the message is one sentence that says how to fix it."""
+
+
+class DamagedFileError(InputError):
+    """A file is not what was written to it, so that another copy of it may help."""
 
 
 def unknown_name(what: str, name: str, names: Iterable[str]) -> InputError:

@@ -1,9 +1,11 @@
-"""Evaluating: what a policy earns in whole episodes."""
+"""Evaluating: playing whole episodes, for what a policy earns in them and for what it does."""
+
+from collections.abc import Callable
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped
 
 from ._env import EnvConfig, Environment, Episode, Episodes, load
 from ._errors import InputError
@@ -38,8 +40,81 @@ def evaluate(
     `gorl.InputError` if the environment is unknown, the policy was made for one of other sizes, or `num_episodes` is
     less than 1.
     """
-    if num_episodes < 1:
-        raise InputError(f"num_episodes must be at least 1, not {num_episodes}.")
+    check_counts(num_episodes=num_episodes)
+    return _episode_returns(load_for(env, policy), policy, key, num_episodes, stochastic)
+
+
+class Trajectories(eqx.Module):
+    """What a policy saw, did and earned in several episodes, all of which begin at once.
+
+    What follows the end of an episode means nothing there; its rewards are 0.
+
+    - `observation`: what the policy saw before each action.
+    - `action`: what the environment received, in `[-1, 1]`.
+    - `reward`: what each action brought.
+    - `length`: the number of actions until each episode was over, or left.
+    """
+
+    observation: Float[Array, "episodes time observation"]
+    action: Float[Array, "episodes time action"]
+    reward: Float[Array, "episodes time"]
+    length: Int[Array, " episodes"]
+
+
+def play(
+    env: EnvConfig | Environment | str,
+    policy: Policy,
+    key: RandomKey,
+    *,
+    num_episodes: int = 1,
+    stochastic: bool = False,
+    num_steps: int | None = None,
+) -> Trajectories:
+    """What a policy does in each of several fresh episodes.
+
+    They are the episodes of `gorl.evaluate` for the same environment, policy, key, `num_episodes` and `stochastic`.
+
+    **Arguments:**
+
+    - `env`: the environment: `config.env`, a name, or an environment itself.
+    - `policy`: who acts.
+    - `key`: decides the start states, and the latents if they are drawn.
+    - `num_episodes`: how many episodes, all side by side.
+    - `stochastic`: draw latents from the encoder, rather than taking its mode.
+    - `num_steps`: the number of actions after which an episode is left; `None` to stay until its end.
+
+    **Returns:**
+
+    Every step of the episodes. Their time axis is as long as the time limit or `num_steps`, whichever is less.
+
+    **Raises:**
+
+    `gorl.InputError` if the environment is unknown, the policy was made for one of other sizes, or a number is less
+    than 1.
+    """
+    check_counts(num_episodes=num_episodes, num_steps=num_steps)
+    return _trajectories(load_for(env, policy), policy, key, num_episodes, num_steps, stochastic)
+
+
+def check_counts(**counts: int | None) -> None:
+    """Checks that numbers, given by their names, are at least 1 where they are given at all.
+
+    **Raises:**
+
+    `gorl.InputError`
+    """
+    for name, number in counts.items():
+        if number is not None and number < 1:
+            raise InputError(f"{name} must be at least 1, not {number}.")
+
+
+def load_for(env: EnvConfig | Environment | str, policy: Policy) -> Episodes:
+    """Loads an environment for a policy to act in.
+
+    **Raises:**
+
+    `gorl.InputError` if the environment is unknown, or the policy was made for one of other sizes.
+    """
     config = env if isinstance(env, EnvConfig) else EnvConfig(env)  # pyright: ignore[reportArgumentType]
     episodes = load(config)
     policy_sizes = (policy.observation_size, policy.action_size)
@@ -49,34 +124,82 @@ def evaluate(
             f"this policy was made for observations and actions of sizes {policy_sizes}, and those of {config} are "
             f"{sizes}: give the environment that it was trained on."
         )
-    return _evaluate(episodes, policy, key, num_episodes, stochastic)
+    return episodes
 
 
-@eqx.filter_jit
-def _evaluate(
-    episodes: Episodes, policy: Policy, key: RandomKey, num_episodes: int, stochastic: bool
-) -> Float[Array, " episodes"]:
-    return episode_returns(episodes, policy, key, num_episodes, stochastic)
+class Played(eqx.Module):
+    """Episodes that have been played.
+
+    - `returns`: the sum of the rewards of each.
+    - `length`: the number of actions until each was over, or left.
+    - `seen`: what was asked for, of every step.
+    - `last`: the state of each after the last step. One that is over goes on, but nothing of it counts.
+    """
+
+    returns: Float[Array, " episodes"]
+    length: Int[Array, " episodes"]
+    seen: PyTree[Shaped[Array, "time episodes ..."]]
+    last: Episode
 
 
-def episode_returns(
-    episodes: Episodes, policy: Policy, key: RandomKey, num_episodes: int, stochastic: bool = False
-) -> Float[Array, " episodes"]:
-    """[`evaluate`][] for an environment that has been loaded and checked."""
+def play_episodes(
+    episodes: Episodes,
+    policy: Policy,
+    key: RandomKey,
+    num_episodes: int,
+    num_steps: int | None = None,
+    stochastic: bool = False,
+    see: Callable[[Episode, Array, Array], PyTree[Array]] = lambda episode, action, reward: (),
+) -> Played:
+    """Plays the episodes that `key` decides on, for an environment that has been loaded and checked.
+
+    **Arguments:**
+
+    - `see`: what to keep of one step, given the episode before it, what the environment received and what that brought.
+        Of nothing else is there a time axis.
+
+    The others are those of [`play`][].
+    """
     start_key, step_key = jax.random.split(key)
 
     def act(observation: Float[Array, " observation"], key: RandomKey) -> Float[Array, " action"]:
         return policy(observation, key) if stochastic else policy.mode(observation)
 
     def step(
-        carry: tuple[Episode, Bool[Array, " episodes"], Float[Array, " episodes"]], key: RandomKey
-    ) -> tuple[tuple, None]:
-        episode, over, total = carry
-        actions = jax.vmap(act)(episode.observation, jax.random.split(key, num_episodes))
-        episode, outcome = jax.vmap(episodes.step)(episode, actions)
-        return (episode, over | episode.over, total + jnp.where(over, 0.0, outcome.reward)), None
+        carry: tuple[Episode, Bool[Array, " episodes"], Float[Array, " episodes"], Int[Array, " episodes"]],
+        key: RandomKey,
+    ) -> tuple[tuple, PyTree[Array]]:
+        before, over, total, length = carry
+        actions = jax.vmap(act)(before.observation, jax.random.split(key, num_episodes))
+        after, outcome = jax.vmap(episodes.step)(before, actions)
+        reward = jnp.where(over, 0.0, outcome.reward)
+        return (after, over | after.over, total + reward, length + ~over), jax.vmap(see)(before, actions, reward)
 
     start = jax.vmap(episodes.start)(jax.random.split(start_key, num_episodes))
-    carry = (start, start.over, jnp.zeros(num_episodes))
-    (_, _, total), _ = jax.lax.scan(step, carry, jax.random.split(step_key, episodes.num_steps))
-    return total
+    carry = (start, start.over, jnp.zeros(num_episodes), jnp.zeros(num_episodes, jnp.int32))
+    # As many keys as a whole episode takes, so that one that is left early begins like it.
+    step_keys = jax.random.split(step_key, episodes.num_steps)[:num_steps]
+    (last, _, total, length), seen = jax.lax.scan(step, carry, step_keys)
+    return Played(total, length, seen, last)
+
+
+def episode_returns(
+    episodes: Episodes, policy: Policy, key: RandomKey, num_episodes: int, stochastic: bool = False
+) -> Float[Array, " episodes"]:
+    """[`evaluate`][] for an environment that has been loaded and checked."""
+    return play_episodes(episodes, policy, key, num_episodes, stochastic=stochastic).returns
+
+
+_episode_returns = eqx.filter_jit(episode_returns)
+
+
+@eqx.filter_jit
+def _trajectories(
+    episodes: Episodes, policy: Policy, key: RandomKey, num_episodes: int, num_steps: int | None, stochastic: bool
+) -> Trajectories:
+    def see(before: Episode, action: Array, reward: Array) -> tuple[Array, Array, Array]:
+        return before.observation, action, reward
+
+    played = play_episodes(episodes, policy, key, num_episodes, num_steps, stochastic, see)
+    observation, action, reward = jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), played.seen)
+    return Trajectories(observation, action, reward, played.length)

@@ -5,13 +5,13 @@ one `lax.scan` over them; `iterate` is a Python loop over the same chunks.
 """
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree, UInt32
 
 from ._config import Config, as_arrays
 from ._decoder import AbstractDecoder
@@ -24,7 +24,7 @@ from ._regression import Fit, fit_decoder
 from ._rollout import Workers, demonstrate, rollout
 from ._schedule import Chunk, Phase, schedule
 from ._statistics import RunningStatistics
-from ._tree import where
+from ._tree import is_finite, where
 from ._types import RandomKey, RandomKeys
 
 
@@ -44,6 +44,7 @@ class TrainState(eqx.Module):
     decoder: AbstractDecoder
     workers: Workers  # the training environments
     best: Best
+    diverged_at: Int[Array, "*seeds"]  # iterations done when a number was first found not to be finite; -1 if none was
     returns: Float[Array, "*seeds evaluations episodes"]
     metrics: dict[str, Float[Array, "*seeds evaluations"]]
     latest_metrics: dict[str, Float[Array, "*seeds"]]
@@ -51,7 +52,10 @@ class TrainState(eqx.Module):
 
 
 class Curve(eqx.Module):
-    """Every evaluation of a run, in order. A run over several seeds has a leading axis of seeds everywhere."""
+    """Every evaluation of a run, in order. A run over several seeds has a leading axis of seeds everywhere.
+
+    Returns are NaN where the numbers of a seed had stopped being finite, and where a run has not come to yet.
+    """
 
     iterations: Int[Array, "*seeds evaluations"]  # of the learner, since the run began
     stage: Int[Array, "*seeds evaluations"]
@@ -70,6 +74,17 @@ class Curve(eqx.Module):
         return jnp.mean(self.returns, axis=-1)
 
 
+class Evaluation(eqx.Module):
+    """What `train` tells its callback of one evaluation."""
+
+    key: UInt32[np.ndarray, "..."]  # `jax.random.key_data` of the run's: says which it is, of several under `vmap`
+    stage: int
+    env_steps: int  # since the run began
+    returns: Float[np.ndarray, " episodes"]
+    metrics: dict[str, float]  # of the learner's last iteration; NaN as a stage begins
+    is_final: bool  # of the kept policy on fresh episodes, rather than of the one being trained
+
+
 class Result(eqx.Module):
     """What a run leaves behind."""
 
@@ -77,9 +92,10 @@ class Result(eqx.Module):
     returns: Float[Array, "*seeds episodes"]  # of that policy, at its mode, on fresh episodes
     curve: Curve
     fits: Fit  # how each refinement went
+    diverged_at: Int[Array, "*seeds"]  # iterations done when a number was first found not to be finite; -1 if none was
 
 
-def train(config: Config, key: RandomKey) -> Result:
+def train(config: Config, key: RandomKey, on_evaluation: Callable[[Evaluation], None] | None = None) -> Result:
     """Trains a policy: GoRL's stages, from the first step to the last, as one compiled function.
 
     A pure function of its arguments, under `jax.jit` and `jax.vmap` as well. It compiles for itself, and a second call
@@ -89,6 +105,8 @@ def train(config: Config, key: RandomKey) -> Result:
 
     - `config`: what the run is.
     - `key`: from `jax.random.key`; decides everything random.
+    - `on_evaluation`: called on the host after each evaluation, for logging; under `vmap` once for each run. Another
+        function compiles again, so define it once. Without one nothing waits for the host.
 
     **Returns:**
 
@@ -104,13 +122,13 @@ def train(config: Config, key: RandomKey) -> Result:
     """
     config = prepare(config)
     _check_key(key, batch_allowed=False)
-    return _train(config, key)
+    return _train(config, key, on_evaluation)
 
 
 @eqx.filter_jit
-def _train(config: Config, key: RandomKey) -> Result:
+def _train(config: Config, key: RandomKey, on_evaluation: Callable[[Evaluation], None] | None) -> Result:
     def body(state: TrainState, chunk: Chunk) -> tuple[TrainState, None]:
-        return _advance(config, state, chunk), None
+        return _advance(config, state, chunk, on_evaluation), None
 
     state, _ = jax.lax.scan(body, _start(config, key), schedule(config))
     return _finish(config, state)
@@ -125,7 +143,7 @@ def iterate(config: Config, start: RandomKeys | TrainState) -> Iterator[tuple[Ch
 
     - `config`: what the run is.
     - `start`: a key from `jax.random.key`, or several (`jax.random.split(key, 8)`) for a run over seeds in one `vmap`;
-        or a state to continue from.
+        or a state to continue from. With several, a number of the config may be a batch with one value for each.
 
     **Returns:**
 
@@ -136,18 +154,24 @@ def iterate(config: Config, start: RandomKeys | TrainState) -> Iterator[tuple[Ch
     `gorl.InputError` as `train` does.
     """
     config = prepare(config)
-    if isinstance(start, TrainState):
-        state = start
-    else:
+    if not isinstance(start, TrainState):
         _check_key(start, batch_allowed=True)
-        state = _start_batch(config, start)
+    _check_batch(config, start)
+    if not isinstance(start, TrainState):
+        shapes(config, start)  # whatever cannot be trained says so now, rather than at the first chunk
 
-    def chunks(state: TrainState) -> Iterator[tuple[Chunk, TrainState]]:
+    def chunks() -> Iterator[tuple[Chunk, TrainState]]:
+        state = start if isinstance(start, TrainState) else _start_batch(config, start)
         for chunk in schedule(config).from_position(int(np.max(state.position))):
             state = _advance_batch(config, state, chunk)
             yield chunk, state
 
-    return chunks(state)
+    return chunks()
+
+
+def shapes(config: Config, key: RandomKeys) -> TrainState:
+    """What the state of a run looks like: shapes and types in place of arrays. Traces, and compiles nothing."""
+    return eqx.filter_eval_shape(_start_batch, prepare(config), key)
 
 
 def finish(config: Config, state: TrainState) -> Result:
@@ -172,18 +196,19 @@ def prepare(config: Config) -> Config:
 def _start(config: Config, key: RandomKey) -> TrainState:
     """The state before the first chunk: fresh networks, no episode running, nothing evaluated yet."""
     episodes = load(config.env)
-    memory_key, decoder_key, run_key = jax.random.split(key, 3)
+    memory_key, decoder_key, _ = jax.random.split(key, 3)
     memory = config.learner.init(episodes.observation_size, episodes.action_size, memory_key)
     statistics = RunningStatistics.empty(episodes.observation_size)
     num_evaluations = int(schedule(config).evaluation[-1]) + 1
     num_refinements = config.num_stages - 1
     return TrainState(
-        key=run_key,
+        key=key,
         position=jnp.zeros((), jnp.int32),
         memory=memory,
         decoder=config.decoder.init(statistics, episodes.action_size, decoder_key),
         workers=Workers.idle(episodes, config.learner.num_envs),
         best=Best(jnp.full((), -jnp.inf, jnp.float32), config.learner.encoder(memory)),
+        diverged_at=jnp.full((), -1, jnp.int32),
         returns=_unknown(num_evaluations, config.evaluation_episodes),
         metrics={name: _unknown(num_evaluations) for name in config.learner.metric_names()},
         latest_metrics={name: _unknown() for name in config.learner.metric_names()},
@@ -191,11 +216,15 @@ def _start(config: Config, key: RandomKey) -> TrainState:
     )
 
 
-def _advance(config: Config, state: TrainState, chunk: Chunk) -> TrainState:
+def _advance(
+    config: Config, state: TrainState, chunk: Chunk, on_evaluation: Callable[[Evaluation], None] | None = None
+) -> TrainState:
     """One chunk of a run. Its phase has no batch axis under `vmap`, so that the switch stays a branch."""
-    key = jax.random.fold_in(state.key, chunk.position)
+    *_, run_key = jax.random.split(state.key, 3)
+    key = jax.random.fold_in(run_key, chunk.position)
     # With one stage there is nothing to refine, and nothing of it to compile.
-    branches = (_learn, _evaluate, _refine)[: 2 if config.num_stages == 1 else 3]
+    evaluate = functools.partial(_evaluate, on_evaluation=on_evaluation)
+    branches = (_learn, evaluate, _refine)[: 2 if config.num_stages == 1 else 3]
     state = jax.lax.switch(chunk.phase, [functools.partial(branch, config) for branch in branches], state, chunk, key)
     return eqx.tree_at(lambda s: s.position, state, jnp.asarray(chunk.position + 1, jnp.int32))
 
@@ -209,23 +238,55 @@ def _learn(config: Config, state: TrainState, chunk: Chunk, key: RandomKey) -> T
         load(config.env).in_training, policy, state.workers, learner.num_unrolls, learner.unroll_length, rollout_key
     )
     memory, metrics = learner.update(state.memory, experience, update_key, jnp.asarray(chunk.progress))
-    return eqx.tree_at(lambda s: (s.memory, s.workers, s.latest_metrics), state, (memory, workers, metrics))
+    state = eqx.tree_at(lambda s: (s.memory, s.workers, s.latest_metrics), state, (memory, workers, metrics))
+    return _watched(state, chunk, is_finite(learner.encoder(memory)))
 
 
-def _evaluate(config: Config, state: TrainState, chunk: Chunk, key: RandomKey) -> TrainState:
+def _evaluate(
+    config: Config,
+    state: TrainState,
+    chunk: Chunk,
+    key: RandomKey,
+    on_evaluation: Callable[[Evaluation], None] | None,
+) -> TrainState:
     """Evaluates the encoder and remembers the best of the stage; the last evaluation of a run is of the one kept."""
     current = config.learner.encoder(state.memory)
     encoder = where(chunk.is_final, state.best.encoder, current)
     policy = _policy(config, encoder, state.decoder, chunk.stage > 0)
     returns = episode_returns(load(config.env), policy, key, config.evaluation_episodes)
+    # A policy of NaN ends its episodes at once, which can look better than a policy that gets nowhere.
+    returns = jnp.where(is_finite(encoder), returns, jnp.nan)
     mean_return = jnp.mean(returns)
     is_better = (mean_return > state.best.mean_return) & ~chunk.is_final  # never where the mean is NaN
     best = where(is_better, Best(mean_return, current), state.best)
     metrics = {name: state.metrics[name].at[chunk.evaluation].set(state.latest_metrics[name]) for name in state.metrics}
+    if on_evaluation is not None:
+        tell = functools.partial(_tell, on_evaluation, config.steps_per_iteration)
+        jax.debug.callback(tell, jax.random.key_data(state.key), chunk, returns, state.latest_metrics)
     return eqx.tree_at(
         lambda s: (s.best, s.returns, s.metrics),
         state,
         (best, state.returns.at[chunk.evaluation].set(returns), metrics),
+    )
+
+
+def _tell(
+    on_evaluation: Callable[[Evaluation], None],
+    steps_per_iteration: int,
+    key: Array,
+    chunk: Chunk,
+    returns: Array,
+    metrics: dict[str, Array],
+) -> None:
+    on_evaluation(
+        Evaluation(
+            key=np.asarray(key),
+            stage=int(chunk.stage),
+            env_steps=int(chunk.iterations) * steps_per_iteration,
+            returns=np.asarray(returns),
+            metrics={name: float(figure) for name, figure in metrics.items()},
+            is_final=bool(chunk.is_final),
+        )
     )
 
 
@@ -246,18 +307,26 @@ def _refine(config: Config, state: TrainState, chunk: Chunk, key: RandomKey) -> 
     own_latents = latents if config.refinement.own_latents else None
     decoder, fit = fit_decoder(fresh, observations, actions, config.refinement, fit_key, own_latents)
     memory = config.learner.restart(state.memory, episodes.observation_size, episodes.action_size, memory_key)
-    return TrainState(
+    state = TrainState(
         key=state.key,
         position=state.position,
         memory=memory,
         decoder=decoder,
         workers=Workers.idle(episodes, config.learner.num_envs),
         best=Best(jnp.full((), -jnp.inf, jnp.float32), config.learner.encoder(memory)),
+        diverged_at=state.diverged_at,
         returns=state.returns,
         metrics=state.metrics,
         latest_metrics={name: _unknown() for name in state.latest_metrics},
         fits=jax.tree.map(lambda all_fits, this: all_fits.at[chunk.stage].set(this), state.fits, fit),
     )
+    return _watched(state, chunk, jnp.isfinite(fit.heldout_loss))
+
+
+def _watched(state: TrainState, chunk: Chunk, finite: Bool[Array, ""]) -> TrainState:
+    """Takes note of when the numbers of a run stop being finite. It goes on: the next stage begins with fresh ones."""
+    diverged_at = jnp.where(finite | (state.diverged_at >= 0), state.diverged_at, chunk.iterations)
+    return eqx.tree_at(lambda s: s.diverged_at, state, diverged_at)
 
 
 def _finish(config: Config, state: TrainState) -> Result:
@@ -270,8 +339,10 @@ def _finish(config: Config, state: TrainState) -> Result:
         {name: figures[:-1] for name, figures in state.metrics.items()},
         config.steps_per_iteration,
     )
-    policy = _policy(config, state.best.encoder, state.decoder, jnp.asarray(config.num_stages > 1))
-    return Result(policy, state.returns[-1], curve, state.fits)
+    refinements = np.flatnonzero(chunks.phase == Phase.REFINE)
+    fitted = state.position > refinements[0] if refinements.size else jnp.zeros((), bool)
+    policy = _policy(config, state.best.encoder, state.decoder, fitted)
+    return Result(policy, state.returns[-1], curve, state.fits, state.diverged_at)
 
 
 def _policy(config: Config, encoder: AbstractEncoder, decoder: AbstractDecoder, fitted: PyTree) -> Policy:
@@ -290,17 +361,27 @@ def _check_key(key: RandomKeys, batch_allowed: bool) -> None:
         raise InputError("train takes one key: use jax.vmap(gorl.train, in_axes=(None, 0)) for several.")
 
 
-def _over_seeds(function, config: Config, state: TrainState, *rest: PyTree) -> PyTree:
-    if state.key.ndim == 0:
-        return function(config, state, *rest)
-    return jax.vmap(lambda one: function(config, one, *rest))(state)
+def _check_batch(config: Config, start: RandomKeys | TrainState) -> None:
+    shape = (start.key if isinstance(start, TrainState) else start).shape
+    for leaf in jax.tree.leaves(config):
+        if leaf.shape not in ((), shape):
+            raise InputError(
+                f"a batch of {leaf.size} values in the config does not go with keys of shape {shape}: give a key for "
+                "each value."
+            )
+
+
+def _over_seeds(function, config: Config, start: RandomKeys | TrainState, *rest: PyTree) -> PyTree:
+    """`function(config, start, *rest)` for each seed, and for each value where the config has one for each seed."""
+    if (start.key if isinstance(start, TrainState) else start).ndim == 0:
+        return function(config, start, *rest)
+    axes = jax.tree.map(lambda leaf: 0 if leaf.ndim else None, config)
+    return jax.vmap(lambda config, one: function(config, one, *rest), in_axes=(axes, 0))(config, start)
 
 
 @eqx.filter_jit
 def _start_batch(config: Config, key: RandomKeys) -> TrainState:
-    if key.ndim == 0:
-        return _start(config, key)
-    return jax.vmap(lambda one: _start(config, one))(key)
+    return _over_seeds(_start, config, key)
 
 
 @eqx.filter_jit

@@ -1,6 +1,7 @@
 """What several test files share."""
 
 import functools
+import sys
 
 import equinox as eqx
 import jax
@@ -139,6 +140,14 @@ def shaken():
     return shake
 
 
+@pytest.fixture(scope="module")
+def quick_to_compile():
+    """What a test file compiles is compiled without optimisation: it takes far longer to compile than to run."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture
 def unchecked():
     """Lets values of the wrong type through to the library, as they come when nobody checks types at run time."""
@@ -177,3 +186,55 @@ def assert_same():
             assert equal, f"{jax.tree_util.keystr(path)}: {left} is not {right}"
 
     return check
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Runs `gorl` with arguments and returns the exit code, the standard output and the standard error."""
+
+    from gorl_cli._app import main
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["gorl", *map(str, arguments)])
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = stop.code or 0
+        output = capsys.readouterr()
+        return code, output.out, output.err
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def finished_run(tiny, make_policy, tmp_path_factory):
+    """A run of the seeds 5 to 7 on MultiGoal as `gorl train` leaves it, whose policies are random and see something."""
+    from gorl_cli._directory import Run
+    from gorl_cli._say import as_json
+
+    sizes = {"policy_width": 16, "policy_depth": 1, "value_width": 1, "value_depth": 1}
+    config = gorl.replace(
+        tiny,
+        {
+            **{f"learner.{name}": value for name, value in sizes.items()},
+            "decoder": gorl.FlowMatching(width=16, depth=1, num_steps=4),
+        },
+    )
+    run = Run(tmp_path_factory.mktemp("finished") / "run", config, "gorl-flow", 5, 3, 30.0)
+    run.make_directory()
+    run.create()
+    one = make_policy(2, 2)
+    scales = jnp.array([0.8, 1.0, 1.2])
+    policies = jax.tree.map(lambda leaf: jnp.stack([leaf] * 3), one)
+    policies = eqx.tree_at(
+        lambda p: p.encoder.network.layers[0].weight,
+        policies,
+        scales[:, None, None] * one.encoder.network.layers[0].weight,
+    )
+    gorl.save_policy(run.policies_file, policies, config)
+    points = [(0, 0), (0, 800), (1, 800), (1, 1600)]
+    rows = [f"{seed},{stage},{steps},{seed * steps}" for stage, steps in points for seed in run.seed_numbers]
+    run.curve_file.write_text("\n".join(["seed,stage,env_steps,return_mean", *rows, ""]))
+    run.summary_file.write_text(as_json({"kept_policy_return": {"5": 1.0, "6": 3.0, "7": float("nan")}}))
+    return run

@@ -1,13 +1,22 @@
+import hashlib
 import json
 import os
+import signal
+import subprocess
+import sys
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import gorl
+import gorl._checkpoint as gorl_checkpoint
+import gorl._train as gorl_train
 from gorl._train import _start_batch, prepare
+
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
 
 @pytest.fixture(scope="module")
@@ -18,6 +27,14 @@ def trained(tiny):
         return gorl.finish(tiny, _start_batch(prepare(tiny), key)).policy
 
     return policy(jax.random.split(jax.random.key(0), 3)), policy(jax.random.key(1))
+
+
+@pytest.fixture(scope="module")
+def states(tiny):
+    """The states that runs of three seeds and of a single one begin with."""
+    return tuple(
+        _start_batch(prepare(tiny), key) for key in (jax.random.split(jax.random.key(0), 3), jax.random.key(1))
+    )
 
 
 def test_policies_come_back_bit_for_bit(tiny, trained, tmp_path):
@@ -52,25 +69,130 @@ def test_a_policy_of_another_environment(tiny, trained, tmp_path):
         gorl.load_policy(tmp_path / "policy", env="PointMass")
 
 
-@pytest.mark.parametrize(
-    ("damage", "sentence"),
-    [
-        (lambda data: data[:-1], "cut short"),
-        (lambda data: data[: len(data) // 2], "cut short"),
-        (lambda data: data[:20], "no policy file"),
-        (lambda data: b"", "no policy file"),
-        (lambda data: data[:-9] + bytes([data[-9] ^ 1]) + data[-8:], "checksum"),
-        (lambda data: b'{"format": 99, "bytes": 0, "sha256": ""}\n', "format 99"),
-        (lambda data: b"\x00\xff\n" + data, "no policy file"),
-        (lambda data: b"[1]\n", "no policy file"),
-    ],
-)
-def test_a_damaged_file_is_refused_in_a_sentence(tiny, trained, tmp_path, damage, sentence):
+DAMAGES = [
+    lambda data: data[:-1],
+    lambda data: data[: len(data) // 2],
+    lambda data: data[:20],
+    lambda data: b"",
+    lambda data: data + b"\n",
+    lambda data: b"[1]\n",
+    *(lambda data, at=at: flipped(data, at) for at in (-9, 0, 5, 20, 100, 1000)),
+]
+
+
+def flipped(data, at):
+    """The data with one bit changed."""
+    data = bytearray(data)
+    data[at] ^= 1
+    return bytes(data)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_file_is_refused_in_a_sentence(tiny, trained, tmp_path, damage):
     path = tmp_path / "policy"
     gorl.save_policy(path, trained[1], tiny)
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(gorl.InputError, match=sentence):
+    with pytest.raises(gorl.DamagedFileError, match=r"is (no policy file|damaged or cut short)"):
         gorl.load_policy(path)
+
+
+def test_a_file_of_a_newer_format_is_not_called_damaged(tiny, trained, tmp_path):
+    path = tmp_path / "policy"
+    gorl.save_policy(path, trained[1], tiny)
+    _, _, rest = path.read_bytes().partition(b"\n")
+    digest = hashlib.sha256(b"99\n" + rest).hexdigest()
+    path.write_bytes(f"gorl 99 {digest}\n".encode() + rest)
+    with pytest.raises(gorl.InputError, match="install a newer gorl") as refused:
+        gorl.load_policy(path)
+    assert not isinstance(refused.value, gorl.DamagedFileError)
+
+
+def test_one_kind_of_file_is_not_taken_for_another(tiny, states, trained, tmp_path):
+    gorl.save_policy(tmp_path / "policy", trained[1], tiny)
+    gorl.save_state(tmp_path / "state", states[1], tiny)
+    with pytest.raises(gorl.InputError, match="holds a state, not a policy"):
+        gorl.load_policy(tmp_path / "state")
+    with pytest.raises(gorl.InputError, match="holds a policy, not a state"):
+        gorl.load_state(tmp_path / "policy", tiny)
+
+
+# --- States. ---
+
+
+def test_states_come_back_bit_for_bit_and_the_note_too(tiny, states, tmp_path, assert_same):
+    for number, state in enumerate(states):
+        gorl.save_state(tmp_path / f"{number}", state, tiny, note={"seconds": 1.5, "lines": ["µ", None]})
+        loaded, note = gorl.load_state(tmp_path / f"{number}", tiny)
+        assert_same(loaded, state)
+        assert note == {"seconds": 1.5, "lines": ["µ", None]}
+
+
+def test_a_state_of_sac_comes_back_with_its_buffer(tiny, tmp_path, assert_same):
+    config = gorl.replace(
+        tiny, {"learner": gorl.SAC(num_envs=4, buffer_size=300, batch_size=8, policy_width=8, value_width=8)}
+    )
+    shapes = gorl_train.shapes(config, jax.random.key(3))
+    numbers = np.random.default_rng(0)
+
+    def fill(leaf):
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jax.random.key(7)
+        return jnp.asarray(
+            numbers.integers(0, 2, leaf.shape) if leaf.dtype == bool else numbers.normal(size=leaf.shape) * 9,
+            leaf.dtype,
+        )
+
+    state = jax.tree.map(fill, shapes)
+    gorl.save_state(tmp_path / "state", state, config)
+    assert_same(gorl.load_state(tmp_path / "state", config)[0], state)
+
+
+def test_keys_of_another_kind_stay_what_they_are(tiny, tmp_path, assert_same):
+    state = _start_batch(prepare(tiny), jax.random.split(jax.random.key(0, impl="rbg"), 2))
+    gorl.save_state(tmp_path / "state", state, tiny)
+    loaded, _ = gorl.load_state(tmp_path / "state", tiny)
+    assert jax.random.key_impl(loaded.key) == "rbg"
+    assert_same(loaded, state)
+
+
+def test_a_changed_config_is_refused_by_the_fields_that_changed(tiny, states, tmp_path):
+    gorl.save_state(tmp_path / "state", states[1], tiny)
+    changed = gorl.replace(tiny, {"learner.clip": 0.5, "env.episode_length": 30, "decoder": gorl.Diffusion()})
+    with pytest.raises(gorl.InputError) as refused:
+        gorl.load_state(tmp_path / "state", changed)
+    for words in (
+        "learner.clip was 0.2 and is 0.5",
+        "env.episode_length was 20 and is 30",
+        "decoder.type was FlowMatching",
+    ):
+        assert words in str(refused.value)
+    assert "learner.num_envs" not in str(refused.value)
+
+
+def test_a_field_that_came_later_has_not_changed(tiny, states, tmp_path):
+    path = tmp_path / "state"
+    gorl.save_state(path, states[1], tiny)
+    _, header, arrays = path.read_bytes().split(b"\n", 2)
+    header = json.loads(header)
+    assert header["config"]["learner"].pop("keep_features") is False  # as if this version had brought it
+    rest = json.dumps(header).encode() + b"\n" + arrays
+    path.write_bytes(f"gorl 1 {hashlib.sha256(b'1' + bytes([10]) + rest).hexdigest()}\n".encode() + rest)
+    gorl.load_state(path, tiny)
+
+
+def test_a_state_with_other_arrays_names_the_version_that_wrote_it(tiny, states, tmp_path, monkeypatch):
+    gorl.save_state(tmp_path / "state", states[1], tiny)
+
+    def other_shapes(config, key):
+        return eqx.tree_at(lambda s: s.position, shapes(config, key), jax.ShapeDtypeStruct((3,), jnp.int32))
+
+    shapes = gorl_checkpoint.shapes
+    monkeypatch.setattr(gorl_checkpoint, "shapes", other_shapes)
+    with pytest.raises(gorl.InputError, match=r"written by gorl \d+\.\d+\.\d+, whose arrays"):
+        gorl.load_state(tmp_path / "state", tiny)
+
+
+# --- Files. ---
 
 
 def test_a_missing_file(tmp_path):
@@ -94,6 +216,21 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
 
 def test_the_header_can_be_read_without_gorl(tiny, trained, tmp_path):
     gorl.save_policy(tmp_path / "policy", trained[1], tiny)
-    header = json.loads((tmp_path / "policy").read_bytes().partition(b"\n")[0])
+    header = json.loads((tmp_path / "policy").read_bytes().split(b"\n")[1])
     assert header["observation_size"] == 2
     assert gorl.Config.from_json(json.dumps(header["config"])) == tiny
+
+
+def test_what_a_killed_process_was_writing_is_removed_and_nothing_else(tmp_path):
+    killed = (
+        "import gorl, os, signal, sys\n"
+        "os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "gorl.write_whole(sys.argv[1], 'new')"
+    )
+    (tmp_path / "file").write_text("old")
+    (tmp_path / ".hidden").write_text("precious")
+    done = subprocess.run([sys.executable, "-c", killed, tmp_path / "file"], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert len(list(tmp_path.iterdir())) == 3
+    gorl.remove_unfinished(tmp_path)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"file": "old", ".hidden": "precious"}

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 import gorl
-import gorl_cli._app
 
 # Two stages of three iterations each: as small as a run can be and still do everything.
 SMALL = [
@@ -28,22 +27,7 @@ SMALL = [
     "--set=stage_steps=240,240",
 ]
 
-
-@pytest.fixture
-def command(monkeypatch, capsys):
-    """Runs `gorl` with arguments and returns the exit code, the standard output and the standard error."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["gorl", *map(str, arguments)])
-        code = 0
-        try:
-            gorl_cli._app.main()
-        except SystemExit as stop:
-            code = stop.code or 0
-        output = capsys.readouterr()
-        return code, output.out, output.err
-
-    return run
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
 
 def test_train_leaves_everything_that_it_promises(command, tmp_path):
@@ -52,10 +36,12 @@ def test_train_leaves_everything_that_it_promises(command, tmp_path):
     assert code == 0
     assert "kept policies on 4 fresh episodes" in output
     assert sorted(path.name for path in directory.iterdir()) == [
+        ".lock",
         "config.json",
         "curve.csv",
         "curve.png",
         "policies.eqx",
+        "run.json",
         "summary.json",
     ]
     config = gorl.Config.from_json((directory / "config.json").read_text())
@@ -63,7 +49,7 @@ def test_train_leaves_everything_that_it_promises(command, tmp_path):
 
     with (directory / "curve.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0])[:8] == [
+    assert list(rows[0])[:9] == [
         "seed",
         "stage",
         "env_steps",
@@ -72,6 +58,7 @@ def test_train_leaves_everything_that_it_promises(command, tmp_path):
         "return_std",
         "return_min",
         "return_max",
+        "diverged_at",
     ]
     assert {row["seed"] for row in rows} == {"5", "6"}
     assert {row["stage"] for row in rows} == {"0", "1"}

@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 
 import gorl
+from gorl._env import load
+from gorl._evaluation import episode_returns
 
 CORNERS = jnp.asarray([[0.2, 0.3], [-0.4, 0.1], [0.5, -0.6], [-0.7, -0.2]])
 
@@ -75,10 +77,11 @@ def test_nothing_counts_after_termination(counting, make_policy):
     assert returns.tolist() == [1 + 2 + 3 + 4] * 3
 
 
-def test_episodes_may_end_at_different_times(make_policy, counting):
-    class Varied(eqx.Module):
-        """Terminates after two steps or after five, as the start state says."""
+@pytest.fixture
+def varied(counting):
+    """Terminates after two steps or after five, as the start state says; the reward after that is NaN."""
 
+    class Varied(eqx.Module):
         observation_size: int = 2
         action_size: int = 1
 
@@ -87,29 +90,39 @@ def test_episodes_may_end_at_different_times(make_policy, counting):
 
         def step(self, state, action):
             after = counting().step(state, action)
-            return eqx.tree_at(lambda s: s.done, after, after.obs[1] >= jnp.where(after.obs[0] < 0.5, 2, 5))
+            limit = jnp.where(after.obs[0] < 0.5, 2, 5)
+            reward = jnp.where(after.obs[1] > limit, jnp.nan, after.reward)
+            return eqx.tree_at(lambda s: (s.reward, s.done), after, (reward, after.obs[1] >= limit))
 
-    config = gorl.EnvConfig(Varied(), episode_length=8)
-    returns = gorl.evaluate(config, make_policy(2, 1), jax.random.key(0), num_episodes=20)
+    return gorl.EnvConfig(Varied(), episode_length=8)
+
+
+def test_episodes_may_end_at_different_times_and_what_comes_after_does_not_count(make_policy, varied):
+    returns = gorl.evaluate(varied, make_policy(2, 1), jax.random.key(0), num_episodes=20)
     assert set(returns.tolist()) == {1 + 2, 1 + 2 + 3 + 4 + 5}
 
 
-def test_what_comes_after_the_end_does_not_count_even_if_it_is_nan(make_policy, counting):
-    class Broken(eqx.Module):
-        """NaN from the step after its termination on."""
+def test_an_environment_may_write_into_the_dicts_of_the_state_that_it_is_given(counting, make_policy):
+    class State(eqx.Module):
+        obs: jax.Array
+        reward: jax.Array
+        done: jax.Array
+        metrics: dict
 
-        observation_size: int = 2
-        action_size: int = 1
+    class Writing(counting):
+        """Like Brax's ant, which moreover writes numbers that are no arrays."""
 
         def reset(self, key):
-            return counting().reset(key)
+            counted = super().reset(key)
+            return State(counted.obs, counted.reward, counted.done, {"survived": jnp.zeros(())})
 
         def step(self, state, action):
-            after = counting(terminates_at=3).step(state, action)
-            return eqx.tree_at(lambda s: s.reward, after, jnp.where(after.obs[1] > 3, jnp.nan, after.reward))
+            state.metrics.update(survived=1.0)
+            counted = super().step(state, action)
+            return State(counted.obs, counted.reward, counted.done, state.metrics)
 
-    config = gorl.EnvConfig(Broken(), episode_length=8)
-    assert gorl.evaluate(config, make_policy(2, 1), jax.random.key(0), num_episodes=2).tolist() == [6, 6]
+    returns = gorl.evaluate(Writing(), make_policy(2, 1), jax.random.key(0), num_episodes=2)
+    assert returns.tolist() == [sum(range(1, 11))] * 2
 
 
 def test_the_key_decides_the_start_states(make_policy):
@@ -155,7 +168,8 @@ def test_an_environment_is_given_by_name_by_config_or_as_an_object(make_policy):
 
 
 def test_there_are_128_episodes_unless_told_otherwise(make_policy):
-    assert gorl.evaluate("MultiGoal", make_policy(2, 2), jax.random.key(0)).shape == (128,)
+    returns = eqx.filter_eval_shape(gorl.evaluate, "MultiGoal", make_policy(2, 2), jax.random.key(0))
+    assert returns.shape == (128,)
 
 
 def test_evaluating_again_compiles_nothing(make_policy, compilations):
@@ -186,3 +200,107 @@ def test_a_policy_of_another_environment_is_refused(make_policy, compilations, s
 def test_an_unknown_environment_is_refused(make_policy):
     with pytest.raises(gorl.InputError, match="'MultiGaol': did you mean 'MultiGoal'"):
         gorl.evaluate("MultiGaol", make_policy(2, 2), jax.random.key(0))
+
+
+# --- Trajectories ---
+
+
+@pytest.mark.parametrize("stochastic", [False, True])
+def test_what_is_played_is_what_evaluate_plays(make_policy, stochastic):
+    policy, key, options = make_policy(2, 2), jax.random.key(2), {"num_episodes": 3, "stochastic": stochastic}
+    played = gorl.play("MultiGoal", policy, key, **options)
+    returns = gorl.evaluate("MultiGoal", policy, key, **options)
+    assert played.observation.shape == played.action.shape == (3, 50, 2)
+    assert played.length.tolist() == [50] * 3
+    np.testing.assert_allclose(played.reward.sum(axis=1), returns, rtol=1e-5)
+    assert len(np.unique(returns)) == 3
+
+
+def test_each_step_follows_from_the_one_before(make_policy):
+    policy, env = make_policy(2, 2), gorl.MultiGoal()
+    played = gorl.play("MultiGoal", policy, jax.random.key(0), num_episodes=3)
+    state = env.reset(jax.random.key(0))
+    for observations, actions, rewards in zip(played.observation, played.action, played.reward, strict=True):
+        for time in (0, 1, 2, 25, 48):
+            np.testing.assert_allclose(actions[time], policy.mode(observations[time]), rtol=1e-4, atol=1e-5)
+            after = env.step(eqx.tree_at(lambda s: s.obs, state, observations[time]), actions[time])
+            np.testing.assert_allclose(observations[time + 1], after.obs, rtol=1e-5, atol=1e-6)
+            np.testing.assert_allclose(rewards[time], after.reward, rtol=1e-5)
+
+
+def test_an_episode_is_as_long_as_it_lasts_and_earns_nothing_afterwards(make_policy, varied):
+    played = gorl.play(varied, make_policy(2, 1), jax.random.key(0), num_episodes=20)
+    limits = np.where(played.observation[:, 0, 0] < 0.5, 2, 5)
+    assert played.length.tolist() == limits.tolist()
+    assert set(limits) == {2, 5}
+    steps = np.arange(1, 9)
+    np.testing.assert_array_equal(played.reward, np.where(steps <= limits[:, None], steps, 0))
+
+
+def test_an_episode_begins_at_its_start_and_an_action_that_is_held_is_one_step(make_policy, counting):
+    config = gorl.EnvConfig(counting(), action_repeat=4)
+    played = gorl.play(config, make_policy(2, 1), jax.random.key(0), num_episodes=2)
+    assert played.action.shape == (2, 3, 1)
+    assert played.length.tolist() == [3, 3]
+    assert played.observation[..., 1].tolist() == [[0, 4, 8]] * 2
+    assert len(np.unique(played.observation[:, 0, 0])) == 2
+
+
+@pytest.mark.parametrize("num_steps", [7, 100])
+def test_episodes_that_are_left_begin_like_those_that_are_not(make_policy, assert_same, num_steps):
+    policy, key, options = make_policy(2, 2), jax.random.key(0), {"num_episodes": 3, "stochastic": True}
+    whole = gorl.play("MultiGoal", policy, key, **options)
+    left = gorl.play("MultiGoal", policy, key, num_steps=num_steps, **options)
+    length = min(num_steps, 50)
+    assert left.length.tolist() == [length] * 3
+    begun = gorl.Trajectories(
+        whole.observation[:, :length], whole.action[:, :length], whole.reward[:, :length], left.length
+    )
+    assert_same(left, begun, rtol=1e-5, atol=1e-6)
+
+
+def test_one_episode_is_played_unless_told_otherwise(make_policy):
+    played = eqx.filter_eval_shape(gorl.play, "MultiGoal", make_policy(2, 2), jax.random.key(0))
+    assert played.reward.shape == (1, 50)
+
+
+def test_playing_again_compiles_nothing(make_policy, compilations):
+    first, second = make_policy(2, 2), make_policy(2, 2, seed=1)
+    keys = jax.random.split(jax.random.key(0))
+    first_key, second_key = keys[0], keys[1]
+    gorl.play("MultiGoal", first, first_key, num_episodes=3)
+    compilations.clear()
+    gorl.play("MultiGoal", second, second_key, num_episodes=3)
+    assert not compilations
+
+
+def test_returns_keep_nothing_of_each_step(make_policy):
+    policy, episodes = make_policy(2, 2), load(gorl.EnvConfig("MultiGoal"))
+    program = jax.make_jaxpr(lambda key: episode_returns(episodes, policy, key, 3))(jax.random.key(0))
+    (scan,) = [equation for equation in program.eqns if equation.primitive.name == "scan"]
+    assert scan.params["length"] == 50
+    assert len(scan.outvars) == scan.params["num_carry"]
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"num_episodes": 0}, "num_episodes must be at least 1, not 0"),
+        ({"num_steps": 0}, "num_steps must be at least 1, not 0"),
+        ({"num_steps": -3}, "num_steps must be at least 1, not -3"),
+    ],
+)
+def test_nothing_to_play_is_refused(make_policy, compilations, options, sentence):
+    policy, key = make_policy(2, 2), jax.random.key(0)
+    compilations.clear()
+    with pytest.raises(gorl.InputError, match=sentence):
+        gorl.play("MultiGoal", policy, key, **options)
+    assert not compilations
+
+
+def test_a_policy_of_another_environment_does_not_play(make_policy, compilations):
+    policy, key = make_policy(3, 2), jax.random.key(0)
+    compilations.clear()
+    with pytest.raises(gorl.InputError, match=r"MultiGoal are \(2, 2\): give the environment that it was trained on"):
+        gorl.play("MultiGoal", policy, key)
+    assert not compilations

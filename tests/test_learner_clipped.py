@@ -194,6 +194,16 @@ def test_both_networks_can_be_kept_but_not_the_optimiser_state(kind, assert_same
     assert_same(restarted.optimiser_state, fresh.optimiser_state)
 
 
+@pytest.mark.parametrize("part", ["encoder", "value", "optimiser_state"])
+def test_a_stage_that_diverged_leaves_nothing_to_keep(part, assert_same):
+    learner, key = small(PPO, keep_encoder=True, keep_value=True), jax.random.key(1)
+    memory = used_memory(learner)
+    broken = jax.tree.map(lambda leaf: leaf * jnp.nan if eqx.is_inexact_array(leaf) else leaf, getattr(memory, part))
+    diverged = eqx.tree_at(lambda m: getattr(m, part), memory, broken)
+    restarted = learner.restart(diverged, OBSERVATION_SIZE, LATENT_SIZE, key)
+    assert_same(restarted, learner.init(OBSERVATION_SIZE, LATENT_SIZE, key))
+
+
 @pytest.mark.parametrize("keep_value", [False, True])
 def test_a_stage_can_begin_with_the_features_of_the_last_one_and_yet_at_the_prior(keep_value, assert_same):
     learner = small(PPO, keep_features=True, keep_value=keep_value)

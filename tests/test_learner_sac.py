@@ -442,6 +442,14 @@ def test_a_stage_begins_with_an_empty_buffer(keep_encoder, assert_same):
     np.testing.assert_array_equal(in_buffer(after).reward, np.arange(100, 116))
 
 
+def test_a_stage_that_diverged_leaves_no_encoder_to_keep(assert_same):
+    sac, key = small_sac(keep_encoder=True), jax.random.key(3)
+    used = used_memory(jax.random.key(0))
+    diverged = eqx.tree_at(lambda m: m.encoder, used, jax.tree.map(lambda leaf: leaf * jnp.nan, used.encoder))
+    restarted = sac.restart(diverged, OBSERVATION_SIZE, LATENT_SIZE, key)
+    assert_same(restarted, sac.init(OBSERVATION_SIZE, LATENT_SIZE, key))
+
+
 # --- Bad input. ---
 
 

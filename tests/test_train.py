@@ -291,6 +291,79 @@ def test_a_run_finished_early_has_the_evaluations_so_far(tiny, watched):
     assert np.all(np.isnan(result.returns))
 
 
+# --- Numbers that stop being finite. ---
+
+
+@pytest.fixture(scope="module")
+def side_by_side(tiny, keys):
+    """Three seeds whose learning rates are right, and the same where that of the second one makes it diverge."""
+
+    def run(rates):
+        return list(gorl.iterate(gorl.replace(tiny, {"learner.learning_rate": jnp.asarray(rates)}), keys))
+
+    rate = tiny.learner.learning_rate
+    return run([rate, rate, rate]), run([rate, 1e30, rate])
+
+
+def test_a_seed_that_diverges_leaves_the_others_as_they_are_bit_for_bit(side_by_side, assert_same):
+    for (_, sound), (_, broken) in zip(*side_by_side, strict=True):
+        for index in (0, 2):
+            assert_same(seed(sound, index), seed(broken, index))
+
+
+def test_where_a_seed_diverged_and_when_is_known(tiny, side_by_side):
+    sound, broken = side_by_side
+    assert gorl.finish(tiny, sound[-1][1]).diverged_at.tolist() == [-1, -1, -1]
+    assert gorl.finish(tiny, broken[-1][1]).diverged_at.tolist() == [-1, 1, -1]
+    assert [state.diverged_at[1] for _, state in broken[:2]] == [-1, 1]  # the first iteration is the second chunk
+
+
+def test_a_seed_that_diverges_keeps_its_best_policy_from_before(tiny, side_by_side):
+    _, broken = side_by_side
+    config = gorl.replace(tiny, {"learner.learning_rate": 1e30})
+    result = seed(gorl.finish(config, broken[-1][1]), 1)
+    returns, stages = np.asarray(result.curve.mean_return), np.asarray(result.curve.stage)
+    for stage in (0, 1):  # each begins with numbers of its own, of which none is left after an iteration
+        assert np.isfinite(returns[stages == stage]).tolist() == [True] + [False] * (np.sum(stages == stage) - 1)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(result.policy))
+    assert np.isfinite(result.returns).all()
+    _, begin = next((chunk, state) for chunk, state in broken if chunk.stage == 1 and chunk.phase == Phase.EVALUATE)
+    kept, first = (jax.tree.leaves(encoder) for encoder in (result.policy.encoder, seed(begin, 1).best.encoder))
+    assert all(map(np.array_equal, kept, first))
+
+
+def test_a_batch_in_the_config_trains_like_the_single_values(tiny, side_by_side, watched_together, assert_same):
+    assert_same(side_by_side[0][-1][1], watched_together[-1][1], rtol=1e-4, atol=1e-5)
+
+
+def test_a_batch_in_the_config_without_a_key_for_each_value_is_refused(tiny, keys, compilations):
+    config = gorl.replace(tiny, {"learner.learning_rate": jnp.asarray([1e-3, 2e-3])})
+    for start in (keys[0], keys):
+        with pytest.raises(gorl.InputError, match="give a key for each value"):
+            gorl.iterate(config, start)
+
+
+# --- Whoever wants to know of each evaluation. ---
+
+
+def test_the_callback_is_told_of_each_evaluation_of_each_seed(one_stage, keys):
+    told = []
+    train = jax.vmap(lambda key: gorl.train(one_stage, key, told.append))
+    results = jax.block_until_ready(train(keys))
+    jax.effects_barrier()
+    for index, key in enumerate(keys):
+        result = seed(results, index)
+        *curve, final = (each for each in told if np.array_equal(each.key, jax.random.key_data(key)))
+        np.testing.assert_array_equal([each.returns for each in curve], result.curve.returns)
+        np.testing.assert_array_equal([each.env_steps for each in curve], result.curve.env_steps)
+        np.testing.assert_array_equal([each.stage for each in curve], result.curve.stage)
+        np.testing.assert_array_equal(final.returns, result.returns)
+        assert [each.is_final for each in curve] + [final.is_final] == [False] * len(curve) + [True]
+        for name, figures in result.curve.metrics.items():
+            np.testing.assert_array_equal([each.metrics[name] for each in curve], figures)
+    assert len(told) == len(keys) * (len(curve) + 1)
+
+
 # --- Stages. ---
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from .._errors import InputError, unknown_name
 from .._imported import imported
-from . import _brax, _playground
+from . import _brax, _multigoal, _playground
 from ._base import EnvConfig as EnvConfig, Environment as Environment
 from ._episode import (
     Episode as Episode,
@@ -17,6 +17,7 @@ from ._episode import (
     restart as restart,
 )
 from ._multigoal import MultiGoal as MultiGoal
+from ._scene import Pose as Pose, Scene as Scene
 
 _BUILT_IN: dict[str, tuple[int, int]] = {"MultiGoal": (2, 2)}
 
@@ -45,6 +46,22 @@ def load(config: EnvConfig) -> Episodes:
     """
     check_options(config)
     return _load(config, jax.default_backend())
+
+
+def scene(env: Environment) -> Scene:
+    """How an environment is drawn.
+
+    **Raises:**
+
+    `gorl.InputError` for an environment that has no MuJoCo model.
+    """
+    for module in (_multigoal, _playground, _brax):
+        if (found := module.scene(env)) is not None:
+            return found
+    raise InputError(
+        f"{type(env).__name__} has no MuJoCo model to draw: give it an mj_model and a dt, and its states MuJoCo's "
+        "data, as MuJoCo Playground's environments have."
+    )
 
 
 def check_options(config: EnvConfig) -> None:
@@ -99,8 +116,12 @@ class _ById:
     """An environment that compares and hashes by identity, so that it can be static whatever it is made of."""
 
     def __init__(self, env: Environment):
+        self.whole = env
         self.reset = env.reset
-        self.step = env.step
+
+    def step(self, state: Any, action: Any) -> Any:
+        # Some environments write into the dicts of the state that they are given, Brax's ant among them.
+        return self.whole.step(jax.tree.map(lambda leaf: leaf, state), action)
 
 
 def _made(name: str) -> Any:

@@ -5,6 +5,7 @@ from typing import Any
 
 from .._errors import InputError
 from ._base import EnvConfig
+from ._scene import Pose, Scene
 
 # Observation and action sizes; see `_playground.TASKS` for why they stand here.
 TASKS: dict[str, tuple[int, int]] = {
@@ -42,3 +43,15 @@ def load(config: EnvConfig) -> Any:
             return envs.get_environment(str(config).removeprefix("brax/"), **options)
         except ValueError as error:
             raise InputError(f"{config} does not run on the {config.backend} backend: choose another.") from error
+
+
+def scene(env: Any) -> Scene | None:
+    """How to draw an environment of Brax, whatever its physics; `None` if it is none of Brax's."""
+    if not hasattr(env, "sys") or not hasattr(env, "dt"):
+        return None
+    # Brax holds its time step in single precision: 0.05 is 0.049999997.
+    return Scene(env.sys.mj_model, _pose, round(float(env.dt), 6))
+
+
+def _pose(state: Any) -> Pose:
+    return {"qpos": state.pipeline_state.q}

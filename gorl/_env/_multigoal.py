@@ -1,11 +1,14 @@
 """The built-in environment: a point in the plane and several equally good goals."""
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .._types import RandomKey
+from ._scene import Pose, Scene
 
 
 class MultiGoalState(eqx.Module):
@@ -57,3 +60,40 @@ class MultiGoal(eqx.Module):
         squared_distance = jnp.min(jnp.sum((self.goals - position) ** 2, axis=-1))
         reward = jnp.exp(-squared_distance / (2 * self.goal_width**2))
         return MultiGoalState(position, reward, jnp.zeros(()))
+
+
+# Seen from above; the darker ground begins where the plane ends.
+_WORLD = """
+<mujoco>
+  <visual><headlight ambient=".5 .5 .5" diffuse=".4 .4 .4" specular="0 0 0"/></visual>
+  <worldbody>
+    <camera name="above" pos="0 0 6" fovy="31"/>
+    <geom type="plane" size="9 9 .1" pos="0 0 -.01" rgba=".8 .8 .8 1"/>
+    <geom type="plane" size="1.5 1.5 .1" rgba=".95 .95 .95 1"/>
+    {goals}
+    <body pos="0 0 .07">
+      <joint type="slide" axis="1 0 0" range="-1.5 1.5"/>
+      <joint type="slide" axis="0 1 0" range="-1.5 1.5"/>
+      <geom size=".07" rgba="0 .45 .7 1"/>
+    </body>
+  </worldbody>
+</mujoco>
+"""
+
+
+def scene(env: Any) -> Scene | None:
+    """How to draw a [`MultiGoal`][]: a ball between discs; `None` for any other environment."""
+    if not isinstance(env, MultiGoal):
+        return None
+    import mujoco
+
+    goals = "".join(
+        f'<geom type="cylinder" size="{env.goal_width} .005" pos="{x} {y} 0" rgba=".9 .62 0 1"/>'
+        for x, y in env.goals.tolist()
+    )
+    # Nothing says how long a step takes; at ten to the second an eye can follow.
+    return Scene(mujoco.MjModel.from_xml_string(_WORLD.format(goals=goals)), _pose, 0.1)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _pose(state: MultiGoalState) -> Pose:
+    return {"qpos": state.obs}

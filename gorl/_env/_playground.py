@@ -6,6 +6,7 @@ import jax
 
 from .._errors import InputError
 from ._base import EnvConfig
+from ._scene import Pose, Scene
 
 # Observation and action sizes. They stand here so that names and sizes can be listed without importing MuJoCo and
 # tracing every task; a test holds them against the environments themselves.
@@ -54,6 +55,20 @@ def load(config: EnvConfig) -> Any:
     implementation = config.implementation or ("warp" if _has_cuda() else "jax")
     with without_model_warnings():
         return dm_control_suite.load(str(config), config_overrides={"impl": implementation})
+
+
+def scene(env: Any) -> Scene | None:
+    """How to draw an environment of MuJoCo Playground, or another that is made like one; `None` if it is not."""
+    if not hasattr(env, "mj_model") or not hasattr(env, "dt"):
+        return None
+    return Scene(env.mj_model, _pose, float(env.dt))
+
+
+def _pose(state: Any) -> Pose:
+    if not hasattr(state, "data"):
+        raise InputError("states of this environment have no MuJoCo data to draw: give them a field data.")
+    # Tasks move their targets by mocap.
+    return {name: getattr(state.data, name) for name in ("qpos", "mocap_pos", "mocap_quat")}
 
 
 def _has_cuda() -> bool:

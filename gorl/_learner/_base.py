@@ -4,6 +4,7 @@ import abc
 from typing import Generic, TypeVar
 
 import equinox as eqx
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
 from .._statistics import RunningStatistics
@@ -26,9 +27,20 @@ class AbstractEncoder(eqx.Module):
     ) -> tuple[Float[Array, " latent"], PyTree[Array]]:
         """A latent, and whatever the learner wants to remember of how it was drawn."""
 
+    @property
     @abc.abstractmethod
+    def noise_shape(self) -> tuple[int, ...]:
+        """The shape of the noise that a latent is made of."""
+
+    @abc.abstractmethod
+    def from_noise(
+        self, observation: Float[Array, " observation"], noise: Float[Array, "..."]
+    ) -> Float[Array, " latent"]:
+        """The latent that noise of `noise_shape` becomes: if it is standard normal, one like those of `sample`."""
+
     def mode(self, observation: Float[Array, " observation"]) -> Float[Array, " latent"]:
-        """The latent that the policy thinks best."""
+        """The latent that the policy thinks best: the one that a noise of zero becomes."""
+        return self.from_noise(observation, jnp.zeros(self.noise_shape))
 
 
 class Experience(eqx.Module):

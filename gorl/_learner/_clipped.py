@@ -13,6 +13,7 @@ from .._errors import InputError
 from .._hyperparameters import real, size
 from .._network import perceptron
 from .._trainable import split_trainable
+from .._tree import is_finite, where
 from .._types import RandomKey, Real
 from ._base import AbstractEncoder, AbstractLearner, Experience
 
@@ -124,6 +125,7 @@ class AbstractClippedLearner(AbstractLearner[ActorCritic]):
 
     def restart(self, memory: ActorCritic, observation_size: int, latent_size: int, key: RandomKey) -> ActorCritic:
         fresh = self.init(observation_size, latent_size, key)
+        memory = where(is_finite(memory), memory, fresh)  # a stage that diverged leaves nothing to keep
         encoder = self.next_encoder(memory.encoder, fresh.encoder)
         if not self.keep_value:
             return self._begin(encoder, fresh.value)

@@ -46,13 +46,23 @@ class ChainEncoder(AbstractEncoder):
     ) -> tuple[Float[Array, " latent"], Chain]:
         """An action before `tanh`, and the chain that ends in it."""
         start_key, noise_key = jax.random.split(key)
-        noise = self.step_std.value * jax.random.normal(noise_key, (self.num_steps, self.latent_size))
-        points = self._walk(observation, jax.random.normal(start_key, (self.latent_size,)), noise)
+        start = jax.random.normal(start_key, (1, self.latent_size))
+        points = self._walk(
+            observation,
+            jnp.concatenate([start, jax.random.normal(noise_key, (self.num_steps, self.latent_size))]),
+        )
         return points[-1], Chain(points, self.log_densities(observation, points))
 
-    def mode(self, observation: Float[Array, " observation"]) -> Float[Array, " latent"]:
-        """The end of the chain that starts at zero, without noise."""
-        return self._walk(observation, jnp.zeros(self.latent_size), jnp.zeros((self.num_steps, self.latent_size)))[-1]
+    @property
+    def noise_shape(self) -> tuple[int, ...]:
+        """Where the chain starts, and the noise of each step."""
+        return (1 + self.num_steps, self.latent_size)
+
+    def from_noise(
+        self, observation: Float[Array, " observation"], noise: Float[Array, "points latent"]
+    ) -> Float[Array, " latent"]:
+        """The end of the chain."""
+        return self._walk(observation, noise)[-1]
 
     def log_densities(
         self, observation: Float[Array, " observation"], points: Float[Array, "points latent"]
@@ -63,11 +73,9 @@ class ChainEncoder(AbstractEncoder):
         return log_density(points[1:], mean, self.step_std.value)
 
     def _walk(
-        self,
-        observation: Float[Array, " observation"],
-        start: Float[Array, " latent"],
-        noise: Float[Array, "steps latent"],
+        self, observation: Float[Array, " observation"], noise: Float[Array, "points latent"]
     ) -> Float[Array, "points latent"]:
+        """The chain that starts at the first noise; each of the others is that of a step, before it is scaled by σ."""
         normalised = self.statistics.normalise(observation)
 
         def step(point: Float[Array, " latent"], inputs: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -75,8 +83,8 @@ class ChainEncoder(AbstractEncoder):
             point = self._mean(normalised, point, time) + noise
             return point, point
 
-        _, points = jax.lax.scan(step, start, (self._times(), noise))
-        return jnp.concatenate([start[None], points])
+        _, points = jax.lax.scan(step, noise[0], (self._times(), self.step_std.value * noise[1:]))
+        return jnp.concatenate([noise[:1], points])
 
     def _mean(
         self, normalised: Float[Array, " observation"], point: Float[Array, " latent"], time: Float[Array, ""]

@@ -54,9 +54,17 @@ class GaussianEncoder(AbstractEncoder):
     ) -> tuple[Float[Array, " latent"], Float[Array, ""]]:
         """A latent, and its log-probability density."""
         mean, std = self.distribution(observation)
-        latent = mean + std * jax.random.normal(key, mean.shape)
+        latent = mean + std * jax.random.normal(key, self.noise_shape)
         return latent, log_density(latent, mean, std)
 
-    def mode(self, observation: Float[Array, " observation"]) -> Float[Array, " latent"]:
-        """The mean."""
-        return self.distribution(observation)[0]
+    @property
+    def noise_shape(self) -> tuple[int, ...]:
+        """That of a latent."""
+        return (self.network.layers[-1].weight.shape[-2] // 2,)
+
+    def from_noise(
+        self, observation: Float[Array, " observation"], noise: Float[Array, " latent"]
+    ) -> Float[Array, " latent"]:
+        """`mean + std * noise`."""
+        mean, std = self.distribution(observation)
+        return mean + std * noise

@@ -49,14 +49,22 @@ class FlowEncoder(AbstractEncoder):
     ) -> tuple[Float[Array, " latent"], FlowDraws]:
         """An action before `tanh`, and losses to compare later ones with."""
         start_key, noise_key, time_key = jax.random.split(key, 3)
-        action = self._flow(observation, jax.random.normal(start_key, (self.latent_size,)))
+        action = self.from_noise(observation, jax.random.normal(start_key, self.noise_shape))
         noise = jax.random.normal(noise_key, (self.num_draws, self.latent_size))
         time = jax.random.randint(time_key, (self.num_draws,), 0, self.num_steps) / self.num_steps
         return action, FlowDraws(noise, time, self.losses(observation, action, noise, time))
 
-    def mode(self, observation: Float[Array, " observation"]) -> Float[Array, " latent"]:
-        """Where the flow carries a noise of zero."""
-        return self._flow(observation, jnp.zeros(self.latent_size))
+    @property
+    def noise_shape(self) -> tuple[int, ...]:
+        """That of an action."""
+        return (self.latent_size,)
+
+    def from_noise(
+        self, observation: Float[Array, " observation"], noise: Float[Array, " latent"]
+    ) -> Float[Array, " latent"]:
+        """Where the flow that starts at `noise` ends."""
+        normalised = self.statistics.normalise(observation)
+        return follow(self.velocity, normalised, noise, Integrator(num_steps=self.num_steps))
 
     def losses(
         self,
@@ -74,12 +82,6 @@ class FlowEncoder(AbstractEncoder):
             return jnp.mean((implied - noise) ** 2)
 
         return jax.vmap(loss)(noise, time)
-
-    def _flow(
-        self, observation: Float[Array, " observation"], start: Float[Array, " latent"]
-    ) -> Float[Array, " latent"]:
-        normalised = self.statistics.normalise(observation)
-        return follow(self.velocity, normalised, start, Integrator(num_steps=self.num_steps))
 
 
 class FPO(AbstractClippedLearner):

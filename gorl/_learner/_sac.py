@@ -15,7 +15,7 @@ from .._gaussian import log_density, log_tanh_slope
 from .._hyperparameters import count, real, size
 from .._network import perceptron
 from .._trainable import split_trainable
-from .._tree import where
+from .._tree import is_finite, where
 from .._types import Integer, RandomKey, Real
 from ._base import AbstractLearner, Experience
 from ._encoder import GaussianEncoder
@@ -134,7 +134,11 @@ class SAC(AbstractLearner[SACMemory]):
 
     def restart(self, memory: SACMemory, observation_size: int, latent_size: int, key: RandomKey) -> SACMemory:
         fresh = self.init(observation_size, latent_size, key)
-        return eqx.tree_at(lambda m: m.encoder, fresh, memory.encoder) if self.keep_encoder else fresh
+        if not self.keep_encoder:
+            return fresh
+        # A stage that diverged leaves nothing to keep.
+        encoder = where(is_finite(memory.encoder), memory.encoder, fresh.encoder)
+        return eqx.tree_at(lambda m: m.encoder, fresh, encoder)
 
     def encoder(self, memory: SACMemory) -> GaussianEncoder:
         return memory.encoder

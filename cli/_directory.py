@@ -1,0 +1,383 @@
+"""A run on disk: what `gorl train` fills, and every other command reads."""
+
+import contextlib
+import csv
+import dataclasses
+import json
+import math
+import os
+import pathlib
+import time
+import uuid
+from collections.abc import Iterable, Iterator
+from importlib.metadata import version
+from typing import Any
+
+import filelock
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Key
+
+import gorl
+
+from ._say import say
+
+_FORMAT = 1
+_RUN, _CONFIG, _CHECKPOINTS, _LOCK = "run.json", "config.json", "checkpoints", ".lock"
+_KEPT = 2  # checkpoints
+_PACKAGES = (
+    "gorl",
+    "jax",
+    "jaxlib",
+    "equinox",
+    "optax",
+    "diffrax",
+    "mujoco",
+    "mujoco-mjx",
+    "brax",
+    "playground",
+    "numpy",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What a run is, and where.
+
+    **Arguments:**
+
+    - `directory`: where everything about it is.
+    - `config`: what is trained.
+    - `method`: what it is called.
+    - `first_seed`, `seeds`: the keys are those of this many seeds from the first one on.
+    - `checkpoint_interval`: seconds between two checkpoints.
+    - `log`: the names of the loggers.
+    - `identifier`: tells the run from all others.
+    """
+
+    directory: pathlib.Path
+    config: gorl.Config
+    method: str
+    first_seed: int
+    seeds: int
+    checkpoint_interval: float
+    log: tuple[str, ...] = ()
+    identifier: str = dataclasses.field(default_factory=lambda: uuid.uuid4().hex)
+
+    @staticmethod
+    def open(directory: pathlib.Path) -> "Run":
+        """The run in a directory.
+
+        **Raises:**
+
+        `gorl.InputError` if there is none, or a file of it is missing or not to be understood.
+        """
+        if not directory.is_dir():
+            raise gorl.InputError(f"{directory} is no directory: give the directory of a run of gorl train.")
+        texts = {}
+        for name in (_RUN, _CONFIG):
+            try:
+                texts[name] = (directory / name).read_text()
+            except FileNotFoundError as error:
+                raise gorl.InputError(
+                    f"{directory} is no run of gorl train, or not a whole one: it has no {name}."
+                ) from error
+            except (OSError, UnicodeDecodeError) as error:
+                raise gorl.InputError(f"{directory / name} cannot be read: {error}.") from error
+        try:
+            content = json.loads(texts[_RUN])
+            if content["format"] > _FORMAT:
+                raise gorl.InputError(
+                    f"the run in {directory} is of format {content['format']}, and this version of gorl reads none "
+                    f"newer than {_FORMAT}: install a newer gorl."
+                )
+            method, log = str(content["method"]), tuple(content["log"])
+            first_seed, seeds = int(content["first_seed"]), int(content["seeds"])
+            interval, identifier = float(content["checkpoint_interval"]), str(content["identifier"])
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise gorl.InputError(f"{directory / _RUN} is not what gorl train wrote: copy it again.") from error
+        if ":" in method:
+            gorl.find_method(method)  # its classes have to be there for the config to name them
+        try:
+            config = gorl.Config.from_json(texts[_CONFIG])
+        except gorl.InputError as error:
+            raise gorl.InputError(f"{directory / _CONFIG} cannot be understood: {error}") from error
+        return Run(directory, config, method, first_seed, seeds, interval, log, identifier)
+
+    def make_directory(self) -> None:
+        """Makes the directory, if it is not there.
+
+        **Raises:**
+
+        `gorl.InputError` if it cannot be made.
+        """
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise gorl.InputError(f"--out {self.directory} cannot be made: {error.strerror}.") from error
+
+    def create(self) -> None:
+        """Writes what the run is, which makes a run of its directory.
+
+        **Raises:**
+
+        `gorl.InputError` if it cannot be written; then nothing is left of it.
+        """
+        content = {
+            "format": _FORMAT,
+            "method": self.method,
+            "first_seed": self.first_seed,
+            "seeds": self.seeds,
+            "checkpoint_interval": self.checkpoint_interval,
+            "log": self.log,
+            "identifier": self.identifier,
+            "versions": versions(),
+        }
+        try:
+            gorl.write_whole(self.directory / _CONFIG, self.config.to_json())
+            gorl.write_whole(self.directory / _RUN, json.dumps(content, indent=2) + "\n")
+        except OSError as error:
+            (self.directory / _CONFIG).unlink(missing_ok=True)
+            raise gorl.InputError(f"--out {self.directory} cannot be written: {error.strerror}.") from error
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Only one process at a time writes to a run.
+
+        **Raises:**
+
+        `gorl.InputError` if another process does.
+        """
+        lock = filelock.FileLock(self.directory / _LOCK, mode=0o644)
+        try:
+            lock.acquire(blocking=False)
+        except filelock.Timeout as error:
+            raise gorl.InputError(
+                f"the run in {self.directory} is being written by another process: wait for it, or stop it."
+            ) from error
+        except OSError as error:
+            raise gorl.InputError(f"the run in {self.directory} cannot be written: {error.strerror}.") from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    @property
+    def keys(self) -> Key[jax.Array, " seeds"]:
+        """A random key for each seed."""
+        return keys_of(self.seed_numbers)
+
+    @property
+    def seed_numbers(self) -> range:
+        """The seeds."""
+        return range(self.first_seed, self.first_seed + self.seeds)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether everything has been written that a run leaves."""
+        return self.summary_file.exists()
+
+    @property
+    def curve_file(self) -> pathlib.Path:
+        """A row for each seed and evaluation."""
+        return self.directory / "curve.csv"
+
+    @property
+    def picture_file(self) -> pathlib.Path:
+        """The learning curve."""
+        return self.directory / "curve.png"
+
+    @property
+    def policies_file(self) -> pathlib.Path:
+        """The kept policies of a run that has come to its end."""
+        return self.directory / "policies.eqx"
+
+    @property
+    def summary_file(self) -> pathlib.Path:
+        """What the kept policies earn. It is written last."""
+        return self.directory / "summary.json"
+
+    # --- Checkpoints. ---
+
+    def save(self, state: gorl.TrainState, note: dict[str, Any]) -> None:
+        """Writes a checkpoint, and removes those that are older than the one before.
+
+        **Raises:**
+
+        `OSError` if it cannot be written; then those that are there stay.
+        """
+        directory = self.directory / _CHECKPOINTS
+        directory.mkdir(exist_ok=True)
+        gorl.save_state(directory / f"{int(np.max(state.position)):08d}.eqx", state, self.config, note)
+        for path in self._checkpoints()[:-_KEPT]:
+            path.unlink(missing_ok=True)
+
+    def restore(self) -> tuple[gorl.TrainState, dict[str, Any]] | None:
+        """The newest checkpoint that is whole, and its note; `None` if the run has not come to its first one.
+
+        It says so if one is damaged.
+
+        **Raises:**
+
+        `gorl.InputError` if there are checkpoints and none of them is whole, or the config has changed since.
+        """
+        paths = self._checkpoints()
+        for path in reversed(paths):
+            try:
+                return gorl.load_state(path, self.config)
+            except gorl.DamagedFileError:
+                if path != paths[0]:
+                    say(f"the checkpoint {path} is damaged, so the one before it is taken")
+        if paths:
+            raise gorl.InputError(
+                f"no checkpoint in {paths[0].parent} is undamaged: copy them again, or begin a new run."
+            )
+        return None
+
+    def clean(self) -> None:
+        """Removes what a process that was killed had begun to write."""
+        for directory in (self.directory, self.directory / _CHECKPOINTS):
+            gorl.remove_unfinished(directory)
+
+    def remove_checkpoints(self) -> None:
+        """Removes the checkpoints of a run that is finished."""
+        for path in self._checkpoints():
+            path.unlink()
+        with contextlib.suppress(OSError):  # somebody keeps a file of their own there
+            (self.directory / _CHECKPOINTS).rmdir()
+
+    def _checkpoints(self) -> list[pathlib.Path]:
+        return sorted((self.directory / _CHECKPOINTS).glob("[0-9]*.eqx"))
+
+    # --- What came of it. ---
+
+    def policies(self) -> gorl.Policy:
+        """The kept policies, one of each seed; of a run that has not come to its end, the best so far, and it says so.
+
+        **Raises:**
+
+        `gorl.InputError` if there are none yet.
+        """
+        if self.policies_file.exists():
+            return gorl.load_policy(self.policies_file)
+        restored = self.restore()
+        if restored is None:
+            raise gorl.InputError(
+                f"{self.directory} has neither {self.policies_file.name} nor a checkpoint yet: go on with it by gorl "
+                f"resume {self.directory}."
+            )
+        state, _ = restored
+        done = int(np.max(state.position)) / len(gorl.schedule(self.config))
+        say(f"this run is not finished: these are the best policies of its latest stage, {done:.0%} of the way")
+        return gorl.finish(self.config, state).policy
+
+    def policy(self, seed: int | None) -> gorl.Policy:
+        """The policy of one seed.
+
+        **Arguments:**
+
+        - `seed`: which; `None` for the one whose kept policy earns most, or the first if that is not known yet. It says
+            which that is.
+
+        **Raises:**
+
+        `gorl.InputError` if there is none.
+        """
+        seed = self._best_seed() if seed is None else seed
+        index = self.index(seed)
+        return jax.tree.map(lambda leaf: leaf[index], self.policies())
+
+    def index(self, seed: int) -> int:
+        """The place of a seed along the axis of seeds.
+
+        **Raises:**
+
+        `gorl.InputError` if the run has no such seed.
+        """
+        if seed not in self.seed_numbers:
+            held = (
+                f"seed {self.first_seed}" if self.seeds == 1 else f"seeds {self.first_seed} to {self.seed_numbers[-1]}"
+            )
+            raise gorl.InputError(f"there is no seed {seed} in {self.directory}: it holds {held}.")
+        return self.seed_numbers.index(seed)
+
+    def _best_seed(self) -> int:
+        if self.seeds == 1:
+            return self.first_seed
+        if not self.is_finished:
+            say(f"the policy of seed {self.first_seed}, the first; --seed takes another")
+            return self.first_seed
+        kept = json.loads(self.summary_file.read_text())["kept_policy_return"]
+        best = max(kept, key=lambda seed: -math.inf if kept[seed] is None else kept[seed])
+        say(f"the policy of seed {best}, the best of {self.seeds}; --seed takes another")
+        return int(best)
+
+    def curve(self) -> list[dict[str, str]]:
+        """The rows of the curve so far.
+
+        **Raises:**
+
+        `gorl.InputError` if there are none.
+        """
+        try:
+            with self.curve_file.open(newline="") as file:
+                return list(csv.DictReader(file))
+        except FileNotFoundError as error:
+            raise gorl.InputError(
+                f"{self.directory} has no {self.curve_file.name} yet: nothing was evaluated."
+            ) from error
+
+
+def check_seeds(first_seed: int, seeds: int) -> None:
+    """Checks that there are keys of so many seeds from the first one on.
+
+    **Raises:**
+
+    `gorl.InputError` if there are not.
+    """
+    if seeds < 1:
+        raise gorl.InputError(f"--seeds must be at least 1, not {seeds}.")
+    if not 0 <= first_seed <= 2**32 - seeds:
+        raise gorl.InputError(f"--seed must be at least 0 and below 2^32, not {first_seed}.")
+
+
+def check_new(directory: pathlib.Path) -> None:
+    """Checks that a run can be begun in a directory.
+
+    **Raises:**
+
+    `gorl.InputError` if it cannot.
+    """
+    if directory.exists() and not directory.is_dir():
+        raise gorl.InputError(f"--out {directory} is a file: give a directory.")
+    if (directory / _RUN).exists():
+        raise gorl.InputError(
+            f"--out {directory} is already in use: give a new or an empty directory, or go on with gorl resume "
+            f"{directory}."
+        )
+    if directory.exists() and any(directory.iterdir()):
+        raise gorl.InputError(f"--out {directory} is already in use: give a new or an empty directory.")
+    existing = directory
+    while not existing.exists():
+        existing = existing.parent
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise gorl.InputError(
+            f"--out {directory} cannot be written, because {existing} cannot: give another directory."
+        )
+
+
+def keys_of(seeds: Iterable[int]) -> Key[jax.Array, " seeds"]:
+    """A random key for each seed."""
+    return jax.vmap(jax.random.key)(jnp.asarray(list(seeds), jnp.uint32))
+
+
+def new_directory(*names: str) -> pathlib.Path:
+    """A directory in `runs/` that says what is in it and since when."""
+    name = "-".join(names).replace("/", "-").replace(":", "-")
+    return pathlib.Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def versions() -> dict[str, str]:
+    """What numbers depend on besides the config: they are the same bits with the same of these only."""
+    return {name: version(name) for name in _PACKAGES} | {"device": jax.devices()[0].device_kind}

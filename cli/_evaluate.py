@@ -1,0 +1,97 @@
+"""`gorl eval`: what the policies of a run earn, and how sure that is."""
+
+import equinox as eqx
+import jax
+import numpy as np
+import rich.console
+import rich.table
+
+import gorl
+
+from ._directory import Run
+from ._interval import mean_interval
+from ._say import as_json as to_json
+
+
+def evaluate(run: Run, *, episodes: int, stochastic: bool, seed: int | None, key: int, as_json: bool) -> None:
+    """Plays fresh episodes with the kept policies of a run and prints what they earn.
+
+    **Arguments:**
+
+    - `run`: the run.
+    - `episodes`: how many, with each policy.
+    - `stochastic`: draw latents from the encoder, rather than taking its mode.
+    - `seed`: the seed whose policy it is; `None` for those of all.
+    - `key`: decides the episodes. All policies play from the same start states.
+    - `as_json`: print a JSON object rather than a table.
+
+    **Raises:**
+
+    `gorl.InputError` for bad input.
+    """
+    if episodes < 1:
+        raise gorl.InputError(f"--episodes must be at least 1, not {episodes}.")
+    seeds = list(run.seed_numbers) if seed is None else [seed]
+    indices = np.array([run.index(number) for number in seeds])
+    chosen = jax.tree.map(lambda leaf: leaf[indices], run.policies())
+    returns = np.asarray(_returns(run.config.env, chosen, jax.random.key(key), episodes, stochastic), np.float64)
+    # One policy says nothing about another seed's: what is uncertain about all of them is from seed to seed.
+    overall = returns.mean(axis=1) if len(seeds) > 1 else returns[0]
+    if as_json:
+        print(_as_json(run, seeds, returns, overall, stochastic, key), end="")
+    else:
+        _show(run, seeds, returns, overall, stochastic)
+
+
+@eqx.filter_jit
+def _returns(env: gorl.EnvConfig, policies: gorl.Policy, key: jax.Array, episodes: int, stochastic: bool) -> jax.Array:
+    def of_one(policy: gorl.Policy) -> jax.Array:
+        return gorl.evaluate(env, policy, key, num_episodes=episodes, stochastic=stochastic)
+
+    return eqx.filter_vmap(of_one)(policies)
+
+
+def _show(run: Run, seeds: list[int], returns: np.ndarray, overall: np.ndarray, stochastic: bool) -> None:
+    how = "drawn" if stochastic else "at the mode"
+    table = rich.table.Table(
+        title=f"{run.method} on {run.config.env}: return of {returns.shape[1]} fresh episodes each, latents {how}",
+        title_justify="left",
+    )
+    for column in ("seed", "mean", "95 % interval", "std", "lowest", "highest"):
+        table.add_column(column, justify="right")
+    for seed, of_seed in zip(seeds, returns, strict=True):
+        table.add_row(str(seed), *_figures(of_seed), f"{of_seed.min():.1f}", f"{of_seed.max():.1f}")
+    if len(seeds) > 1:
+        table.add_section()
+        table.add_row("all", *_figures(overall), f"{returns.min():.1f}", f"{returns.max():.1f}")
+    console = rich.console.Console(highlight=False)
+    console.print(table)
+    if len(seeds) > 1:
+        console.print("all: over the means of the seeds, which is what another seed's may be expected to be like")
+
+
+def _figures(values: np.ndarray) -> tuple[str, str, str]:
+    mean, low, high = mean_interval(values)
+    std = np.std(values, ddof=1) if values.size > 1 else np.nan
+    return f"{mean:.1f}", f"[{low:.1f}, {high:.1f}]", f"{std:.1f}"
+
+
+def _as_json(run: Run, seeds: list[int], returns: np.ndarray, overall: np.ndarray, stochastic: bool, key: int) -> str:
+    content = {
+        "env": str(run.config.env),
+        "method": run.method,
+        "stochastic": stochastic,
+        "key": key,
+        "episodes_per_seed": returns.shape[1],
+        "overall": _interval(overall),
+        "seeds": {
+            str(seed): {**_interval(of_seed), "returns": [float(value) for value in of_seed]}
+            for seed, of_seed in zip(seeds, returns, strict=True)
+        },
+    }
+    return to_json(content)
+
+
+def _interval(values: np.ndarray) -> dict[str, float]:
+    mean, low, high = (float(value) for value in mean_interval(values))
+    return {"mean": mean, "low": low, "high": high}

@@ -1,0 +1,79 @@
+"""`gorl export`: policies as files for programs without this library."""
+
+import importlib.util
+import pathlib
+from collections.abc import Callable
+
+import gorl
+
+from ._output import check_output
+from ._say import say
+
+_DRAWS = ("latent", "seed")
+_KINDS: dict[str, Callable[[gorl.Policy, str], bytes]] = {
+    ".stablehlo": gorl.export_stablehlo,
+    ".onnx": gorl.export_onnx,
+}
+
+
+def check_export(path: pathlib.Path, draw: str) -> None:
+    """Makes sure that [`export`][] can write its files, as far as that does not depend on the policy.
+
+    **Arguments:**
+
+    Those of [`export`][].
+
+    **Raises:**
+
+    `gorl.InputError` if it cannot.
+    """
+    suffix = check_output(path, (*_KINDS, ""))
+    for file in _files(path):
+        check_output(file, _KINDS)
+    if suffix == ".onnx" and importlib.util.find_spec("onnx") is None:
+        raise gorl.InputError(
+            "an .onnx takes the package onnx, which is not installed: pip install 'gorl[onnx]', or make a .stablehlo."
+        )
+    if draw not in _DRAWS:
+        raise gorl.unknown_name("draw", draw, _DRAWS)
+
+
+def export(policy: gorl.Policy, path: pathlib.Path, draw: str) -> None:
+    """Writes a policy to files for programs without this library, and says what goes in and comes out.
+
+    **Arguments:**
+
+    - `policy`: a single one.
+    - `path`: the file: `.stablehlo` or `.onnx`; or one without a suffix, which is given both. Then the `.onnx` is left
+        out, with a word about why, if it cannot be made.
+    - `draw`: what decides which of the policy's actions it is: `"latent"` or `"seed"`.
+
+    **Raises:**
+
+    `gorl.InputError` for bad input, before anything is computed or written.
+    """
+    check_export(path, draw)
+    drawn = ("seed", "uint32", ()) if draw == "seed" else ("latent", "float32", policy.encoder.noise_shape)
+    observation = ("observation", "float32", (policy.observation_size,))
+    action = ("action", "float32", (policy.action_size,))
+    signature = f"{_described(observation)}, {_described(drawn)} -> {_described(action)}"
+    for file in _files(path):
+        try:
+            content = _KINDS[file.suffix.lower()](policy, draw)
+        except gorl.InputError as error:
+            if file == path or file.suffix != ".onnx":
+                raise
+            say(f"{file} is left out: {error}")
+            continue
+        gorl.write_whole(file, content)
+        print(f"{file}, {len(content) / 1000:,.0f} kB: {signature}")
+
+
+def _files(path: pathlib.Path) -> list[pathlib.Path]:
+    """The files that a path stands for."""
+    return [path] if path.suffix else [path.with_suffix(suffix) for suffix in _KINDS]
+
+
+def _described(array: tuple[str, str, tuple[int, ...]]) -> str:
+    name, dtype, shape = array
+    return f"{name} {dtype}[{', '.join(['batch', *map(str, shape)])}]"

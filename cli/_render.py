@@ -1,0 +1,243 @@
+"""`gorl render`: what has to be there before a film is made, and the film as a file."""
+
+import contextlib
+import io
+import math
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+import PIL.Image
+import rich.console
+import rich.progress
+from jaxtyping import UInt8
+
+import gorl
+
+from ._output import check_output
+
+# Kinds of files, and the most frames a second in each. Browsers slow down a GIF that has many more than 20.
+_RATES = {".mp4": 30.0, ".gif": 20.0, ".png": 20.0}
+_STRIP = 8  # frames of an episode in a PNG
+_PROBE = "import mujoco; mujoco.Renderer(mujoco.MjModel.from_xml_string('<mujoco/>'), 8, 8).render()"
+
+
+def check_film(path: pathlib.Path) -> None:
+    """Makes sure that [`render`][] can make such a file and write it.
+
+    **Arguments:**
+
+    - `path`: the file.
+
+    **Raises:**
+
+    `gorl.InputError` if it cannot.
+    """
+    if check_output(path, _RATES) == ".mp4":
+        _ffmpeg()
+
+
+def render(
+    env: gorl.EnvConfig,
+    policy: gorl.Policy,
+    key: int,
+    path: pathlib.Path,
+    *,
+    num_episodes: int = 1,
+    stochastic: bool = False,
+    num_steps: int | None = None,
+    height: int = 360,
+    width: int = 480,
+    camera: str | None = None,
+) -> None:
+    """Makes a film of a policy, writes it to a file and says what it shows.
+
+    MuJoCo must be able to draw: see [`choose_gl`][].
+
+    **Arguments:**
+
+    - `key`: decides the episodes.
+    - `path`: the file: `.mp4`; `.gif`; or `.png`, for a few frames of each episode in a row.
+
+    The others are those of `gorl.render`.
+
+    **Raises:**
+
+    `gorl.InputError` for bad input, and where something that this takes is not installed, before anything is computed
+    or written.
+    """
+    check_film(path)
+    suffix = path.suffix.lower()
+    console = rich.console.Console(highlight=False)
+    with rich.progress.Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(f"making a film of {env}", total=None)
+
+        def show(num_drawn: int, num_frames: int) -> None:
+            progress.update(task, completed=num_drawn, total=num_frames)
+
+        film = gorl.render(
+            env,
+            policy,
+            jax.random.key(key),
+            num_episodes=num_episodes,
+            stochastic=stochastic,
+            num_steps=num_steps,
+            height=height,
+            width=width,
+            camera=camera,
+            frames_per_second=_RATES[suffix],
+            on_frame=show,
+        )
+        content = encode(film, suffix)
+    gorl.write_whole(path, content)
+    seconds = (film.frames.shape[1] - 1) / film.frames_per_second
+    returns = ", ".join(f"{of_episode:.1f}" for of_episode in film.returns)
+    console.print(
+        f"{path}, {len(content) / 1000:,.0f} kB: {seconds:.1f} s of {env} at {film.frames_per_second:.3g} frames per "
+        f"second, return{'s' * (num_episodes > 1)} {returns}",
+        soft_wrap=True,
+    )
+
+
+def choose_gl() -> None:
+    """Sees to it that MuJoCo, which decides how to draw as it is imported, decides for something that works here.
+
+    Nothing may have imported MuJoCo yet.
+
+    On Linux that is EGL, or OSMesa where there is none. It is tried in another process, as a MuJoCo that has been
+    imported with the wrong one stays so.
+
+    **Raises:**
+
+    `gorl.InputError` if neither works.
+    """
+    if sys.platform != "linux":
+        return  # every other system has one of its own, which MuJoCo takes
+    given = os.environ.get("MUJOCO_GL")
+    if given:
+        if not can_draw(given):
+            raise gorl.InputError(f"MuJoCo cannot draw here with MUJOCO_GL={given}: unset that environment variable.")
+        return
+    for name in ("egl", "osmesa"):
+        if can_draw(name):
+            os.environ["MUJOCO_GL"] = name
+            return
+    raise gorl.InputError(
+        "MuJoCo finds nothing to draw with on this machine: install EGL (in Debian, apt install libegl1 "
+        "libgl1-mesa-dri) or OSMesa (apt install libosmesa6)."
+    )
+
+
+def can_draw(name: str) -> bool:
+    """Whether MuJoCo draws with `MUJOCO_GL=name`, found out in another process."""
+    command = [sys.executable, "-c", _PROBE]
+    return subprocess.run(command, env=os.environ | {"MUJOCO_GL": name}, capture_output=True).returncode == 0
+
+
+def encode(film: gorl.Film, suffix: str) -> bytes:
+    """A film as a file.
+
+    **Arguments:**
+
+    - `film`: of one episode or more, which are shown side by side.
+    - `suffix`: `".mp4"`; `".gif"`; or `".png"`, for a few frames of each episode in a row.
+
+    **Returns:**
+
+    What the file holds.
+    """
+    if suffix == ".png":
+        return _png(film)
+    if suffix == ".gif":
+        return _gif(film)
+    return _mp4(film)
+
+
+def _ffmpeg() -> str:
+    """Where ffmpeg is."""
+    if (found := shutil.which("ffmpeg")) is not None:
+        return found
+    try:
+        import imageio_ffmpeg
+
+        return imageio_ffmpeg.get_ffmpeg_exe()
+    except (ImportError, RuntimeError) as error:
+        raise gorl.InputError(
+            "an .mp4 takes ffmpeg, which is not installed: apt install ffmpeg (in Debian), or pip install "
+            "'gorl[video]', or make a .gif."
+        ) from error
+
+
+def _png(film: gorl.Film) -> bytes:
+    chosen = [
+        frames[np.linspace(0, count - 1, _STRIP).round().astype(int)]
+        for frames, count in zip(film.frames, film.num_frames, strict=True)
+    ]
+    picture = io.BytesIO()
+    PIL.Image.fromarray(_grid(np.concatenate(chosen), columns=_STRIP)).save(picture, format="png", optimize=True)
+    return picture.getvalue()
+
+
+def _gif(film: gorl.Film) -> bytes:
+    # One palette for all frames, and no dithering: what does not move must not flicker, and compresses to nothing. The
+    # palette covers all colours rather than the frequent ones: what matters most is often small, and in its own colour.
+    sample = film.frames[:, np.linspace(0, film.frames.shape[1] - 1, 16).round().astype(int)]
+    palette = PIL.Image.fromarray(sample.reshape(-1, *sample.shape[3:])).quantize(
+        256, method=PIL.Image.Quantize.MAXCOVERAGE
+    )
+    first, *others = (
+        PIL.Image.fromarray(frame).quantize(palette=palette, dither=PIL.Image.Dither.NONE) for frame in _frames(film)
+    )
+    picture = io.BytesIO()
+    milliseconds = 10 * round(100 / film.frames_per_second)  # the format counts in hundredths of a second
+    first.save(picture, format="gif", save_all=True, append_images=others, duration=milliseconds, loop=0)
+    return picture.getvalue()
+
+
+def _mp4(film: gorl.Film) -> bytes:
+    height, width, _ = next(_frames(film)).shape
+    # Browsers play nothing but yuv420p, which has one colour for each two by two pixels.
+    even = "pad=ceil(iw/2)*2:ceil(ih/2)*2"
+    # An .mp4 cannot be written to a pipe: its index, which browsers want at its beginning, is known only at the end.
+    with tempfile.TemporaryDirectory() as directory:
+        path = pathlib.Path(directory) / "film.mp4"
+        raw = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", f"{film.frames_per_second:.6f}"]
+        encoded = ["-vf", even, "-c:v", "h264", "-pix_fmt", "yuv420p", "-crf", "20", "-movflags", "+faststart"]
+        command = [_ffmpeg(), "-v", "error", *raw, "-i", "-", *encoded, str(path)]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            assert process.stdin is not None
+            with contextlib.suppress(BrokenPipeError):  # if it has given up, it says why
+                for frame in _frames(film):
+                    process.stdin.write(frame.tobytes())
+            _, complaint = process.communicate()
+        if process.returncode != 0:
+            complaint = " ".join(complaint.decode(errors="replace").split())
+            raise gorl.InputError(f"ffmpeg makes no .mp4 here, so make a .gif; it said: {complaint}")
+        return path.read_bytes()
+
+
+def _frames(film: gorl.Film) -> Iterator[UInt8[np.ndarray, "full_height full_width 3"]]:
+    """The frames of a film, with its episodes side by side. A film is large, so never more than one frame is copied."""
+    columns = math.ceil(math.sqrt(len(film.frames)))
+    for frame in range(film.frames.shape[1]):
+        yield _grid(film.frames[:, frame], columns)
+
+
+def _grid(
+    pictures: UInt8[np.ndarray, "cells height width 3"], columns: int
+) -> UInt8[np.ndarray, "full_height full_width 3"]:
+    """Pictures row by row, with white lines between them and white cells where there are none left."""
+    if len(pictures) == 1:
+        return pictures[0]
+    rows = -(-len(pictures) // columns)
+    missing = rows * columns - len(pictures)
+    cells = np.pad(pictures, ((0, missing), (1, 1), (1, 1), (0, 0)), constant_values=255)
+    _, height, width, _ = cells.shape
+    cells = cells.reshape(rows, columns, height, width, 3).transpose(0, 2, 1, 3, 4)
+    return cells.reshape(rows * height, columns * width, 3)

@@ -1,0 +1,24 @@
+"""Words beside the results: to people in a line on standard error, to programs as JSON."""
+
+import json
+import math
+import sys
+from typing import Any
+
+
+def say(line: str) -> None:
+    """Says something in a line that is no result, so that standard output holds nothing else."""
+    print(f"gorl: {line}", file=sys.stderr, flush=True)
+
+
+def as_json(content: Any) -> str:
+    """Plain data as a JSON text. JSON has no NaN and no infinity: they become `null`."""
+    return json.dumps(_finite(content), indent=2) + "\n"
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {name: _finite(value) for name, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content

@@ -1,0 +1,214 @@
+"""`gorl train` and `gorl resume`: the loop over chunks, and what it leaves in the run's directory."""
+
+import contextlib
+import csv
+import io
+import pathlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+import gorl
+
+from ._directory import Run, check_new, check_seeds, versions
+from ._log import Row, check_loggers, open_loggers
+from ._plot import RunCurve, encode, learning_curves
+from ._progress import Progress
+from ._say import as_json, say
+from ._show import summary
+from ._stop import Stop
+
+DIVERGED = 3  # the exit code of a run in which the numbers of a seed stopped being finite
+
+
+def begin(run: Run) -> int:
+    """Trains all seeds of a new run in one vmapped run, shows how it goes, and writes the results.
+
+    **Returns:**
+
+    The exit code of the process.
+
+    **Raises:**
+
+    `gorl.InputError` for bad input, before anything is compiled or written.
+    """
+    check_seeds(run.first_seed, run.seeds)
+    if not run.checkpoint_interval >= 0:
+        raise gorl.InputError(f"--checkpoint-every must be at least 0 seconds, not {run.checkpoint_interval:g}.")
+    check_loggers(run.log)
+    run.config.to_json()  # says so if it cannot be written
+    check_new(run.directory)
+    chunks = gorl.iterate(run.config, run.keys)  # checks the rest of the input
+    run.make_directory()
+    with run.writing():
+        run.create()
+        return _follow(run, chunks, None, {})
+
+
+def resume(directory: pathlib.Path) -> int:
+    """Goes on with a run that was stopped, from its newest checkpoint that is whole.
+
+    **Returns:**
+
+    The exit code of the process.
+
+    **Raises:**
+
+    `gorl.InputError` if there is no run, or it cannot go on; then nothing is compiled or written.
+    """
+    run = Run.open(directory)
+    check_loggers(run.log)
+    if run.is_finished:
+        raise gorl.InputError(f"the run in {directory} is finished: there is nothing to go on with.")
+    with run.writing():
+        run.clean()
+        restored = run.restore()
+        if restored is None:
+            say(f"{directory} has no checkpoint yet: the run begins")
+            return _follow(run, gorl.iterate(run.config, run.keys), None, {})
+        state, note = restored
+        before, now = note["versions"], versions()
+        changed = [f"{name} was {before[name]} and is {now[name]}" for name in now if before.get(name) != now[name]]
+        if changed:
+            say(f"it will not be the same bit for bit as if it had not been stopped: {', '.join(changed)}")
+        return _follow(run, gorl.iterate(run.config, state), state, note)
+
+
+def _follow(
+    run: Run,
+    chunks: Iterator[tuple[gorl.Chunk, gorl.TrainState]],
+    state: gorl.TrainState | None,
+    note: dict[str, Any],
+) -> int:
+    """Goes through the chunks that are left, and writes what has to be written on the way."""
+    config, directory = run.config, run.directory
+    seconds_before, wall_seconds = note.get("seconds", 0.0), list(note.get("wall_seconds", ()))
+    began = last_saved = time.monotonic()
+    is_saved = state is not None
+
+    def clock() -> float:
+        return seconds_before + time.monotonic() - began
+
+    def save(state: gorl.TrainState) -> bool:
+        """Writes a checkpoint. Where that fails the run is still sound, so it goes on and tries again."""
+        nonlocal last_saved
+        last_saved = time.monotonic()
+        note = {"seconds": clock(), "wall_seconds": wall_seconds, "versions": versions()}
+        return _try_to_write("no checkpoint", lambda: run.save(state, note))
+
+    with contextlib.ExitStack() as stack:
+        stop = stack.enter_context(Stop("gorl: stopping after this chunk, and saving; once more to stop at once"))
+        loggers = open_loggers(run, [] if state is None else curve_rows(config, run.seed_numbers, state, wall_seconds))
+        for logger in loggers:
+            stack.callback(logger.close)
+        title = f"{run.method} on {config.env}: {run.seeds} seed{'s' * (run.seeds > 1)}"
+        progress = stack.enter_context(Progress(config, title, [f"seed {seed}" for seed in run.seed_numbers]))
+        for chunk, state in chunks:
+            jax.block_until_ready(state.position)
+            is_saved = False
+            progress.advance(chunk, state)
+            if chunk.phase == gorl.Phase.EVALUATE and not chunk.is_final:
+                wall_seconds.append(round(clock(), 3))
+                rows = curve_rows(config, run.seed_numbers, state, wall_seconds)
+                _try_to_write("no curve.csv", lambda rows=rows: gorl.write_whole(run.curve_file, table(rows)))
+                for logger in loggers:
+                    logger.write(rows[-run.seeds :])
+            if stop.exit_code is not None or time.monotonic() - last_saved >= run.checkpoint_interval:
+                is_saved = save(state)
+            if stop.exit_code is not None:
+                break
+    if stop.exit_code is not None:
+        kept = "stopped" if is_saved else "stopped, and the last chunks could not be saved"
+        say(f"{kept}; go on with: gorl resume {directory}")
+        return stop.exit_code
+    assert state is not None
+    result = gorl.finish(config, state)
+    try:
+        gorl.write_whole(run.curve_file, table(curve_rows(config, run.seed_numbers, state, wall_seconds)))
+        gorl.save_policy(run.policies_file, result.policy, config)
+        figure = learning_curves([curve_of(run, result)], title=f"{run.method} on {config.env}")
+        gorl.write_whole(run.picture_file, encode(figure, ".png"))
+        gorl.write_whole(run.summary_file, _summary(run, result, clock()))
+    except OSError as error:
+        save(state)
+        why = f"the results could not be written to {directory} ({error.strerror})"
+        say(f"{why}: make room, and gorl resume {directory}")
+        return 1
+    run.remove_checkpoints()
+    summary(run, result, clock())
+    return DIVERGED if np.any(result.diverged_at >= 0) else 0
+
+
+def curve_rows(
+    config: gorl.Config, seeds: Sequence[int], state: gorl.TrainState, wall_seconds: list[float]
+) -> list[Row]:
+    """The rows of `curve.csv`: one of each seed for each evaluation so far, but for that of the kept policy."""
+    chunks = gorl.schedule(config)
+    returns, diverged_at = np.asarray(state.returns), np.asarray(state.diverged_at)
+    metrics = {name: np.asarray(figures) for name, figures in state.metrics.items()}
+    rows: list[Row] = []
+    evaluations = np.flatnonzero((chunks.phase == gorl.Phase.EVALUATE) & ~chunks.is_final)[: len(wall_seconds)]
+    for position, seconds in zip(evaluations, wall_seconds, strict=True):
+        number, iterations = chunks.evaluation[position], chunks.iterations[position]
+        for index, seed in enumerate(seeds):
+            of_seed, at = returns[index, number], diverged_at[index]
+            rows.append(
+                {
+                    "seed": seed,
+                    "stage": int(chunks.stage[position]),
+                    "env_steps": int(iterations) * config.steps_per_iteration,
+                    "wall_seconds": seconds,
+                    "return_mean": float(of_seed.mean()),
+                    "return_std": float(of_seed.std()),
+                    "return_min": float(of_seed.min()),
+                    "return_max": float(of_seed.max()),
+                    "diverged_at": int(at) * config.steps_per_iteration if 0 <= at <= iterations else "",
+                    **{name: float(figures[index, number]) for name, figures in metrics.items()},
+                }
+            )
+    return rows
+
+
+def table(rows: list[Row]) -> str:
+    """Rows as the text of a CSV file."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def curve_of(run: Run, result: gorl.Result) -> RunCurve:
+    """The learning curve of a run, to be drawn."""
+    curve = result.curve
+    return RunCurve(run.method, curve.env_steps[0], np.asarray(curve.stage[0]), np.asarray(curve.mean_return))
+
+
+def _try_to_write(what: str, write: Callable[[], object]) -> bool:
+    try:
+        write()
+    except OSError as error:
+        say(f"{what} could be written ({error.strerror}): the run goes on, and tries again later")
+        return False
+    return True
+
+
+def _summary(run: Run, result: gorl.Result, wall_seconds: float) -> str:
+    returns = np.asarray(result.returns)
+    diverged_at = np.asarray(result.diverged_at, np.int64) * run.config.steps_per_iteration
+    content = {
+        "method": run.method,
+        "kept_policy_return": {
+            str(seed): float(of_seed.mean()) for seed, of_seed in zip(run.seed_numbers, returns, strict=True)
+        },
+        "kept_policy_return_mean": float(returns.mean()),
+        "episodes_per_seed": returns.shape[1],
+        "diverged_at": {str(seed): int(at) for seed, at in zip(run.seed_numbers, diverged_at, strict=True) if at >= 0},
+        "wall_seconds": round(wall_seconds, 1),
+        "device": str(jax.devices()[0]),
+        "versions": versions(),
+    }
+    return as_json(content)

@@ -1,0 +1,140 @@
+"""Policies as programs for those who do not have this library."""
+
+import contextlib
+import importlib.util
+from collections.abc import Callable, Iterator
+
+import jax
+import jax.export
+import jax.numpy as jnp
+from jaxtyping import Array, Float, UInt32
+
+from ._decoder import IdentityDecoder
+from ._errors import InputError, unknown_name
+from ._ode import Integrator
+from ._policy import Policy, StagedDecoder
+
+_DRAWS = ("latent", "seed")
+_PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+
+
+def export_stablehlo(policy: Policy, draw: str = "latent") -> bytes:
+    """Writes a policy as StableHLO, for whoever has JAX.
+
+    **Arguments:**
+
+    - `policy`: a single one.
+    - `draw`: what decides which of the policy's actions it is: `"latent"` for standard normal noise of the shape
+        `policy.encoder.noise_shape`, of which zeros give `policy.mode(observation)`; `"seed"` for a number, which gives
+        `policy(observation, jax.random.key(seed))`.
+
+    **Returns:**
+
+    A program for `jax.export.deserialize`, whose `call` takes observations `float32[batch, observation_size]` and
+    either latents `float32[batch, *noise_shape]` or seeds `uint32[batch]` to actions `float32[batch, action_size]` in
+    `[-1, 1]`. The batch can have any size. It runs on CPUs, GPUs and TPUs, and in every JAX of the next six months.
+
+    **Raises:**
+
+    `gorl.InputError` if `policy` holds several policies, or calls back to Python, or there is no such `draw`.
+    """
+    act, inputs = _program(policy, draw)
+    (batch,) = jax.export.symbolic_shape("batch")
+    batched = [jax.ShapeDtypeStruct((batch, *like.shape), like.dtype) for like in inputs.values()]
+    try:
+        with _without_source_locations():
+            exported = jax.export.export(jax.jit(jax.vmap(act)), platforms=_PLATFORMS)(*batched)
+    except NotImplementedError as error:
+        raise InputError(
+            f"StableHLO cannot hold everything that this policy does ({error}): do without callbacks and error checks."
+        ) from error
+    return bytes(exported.serialize())
+
+
+def export_onnx(policy: Policy, draw: str = "latent") -> bytes:
+    """Writes a policy as ONNX, for onnxruntime and the many programs that read it.
+
+    Networks of one's own can be in it as well, if they consist of the usual layers for vectors.
+
+    **Arguments:**
+
+    - `policy`: a single one, that takes a given number of steps.
+    - `draw`: what decides which of the policy's actions it is, as in [`export_stablehlo`][].
+
+    **Returns:**
+
+    The content of an `.onnx` file. Its inputs are `observation`, `float32[batch, observation_size]`, and either
+    `latent`, `float32[batch, *noise_shape]`, or `seed`, `uint32[batch]`; its output is `action`,
+    `float32[batch, action_size]` in `[-1, 1]`. The batch can have any size.
+
+    **Raises:**
+
+    `gorl.InputError` if `policy` holds several policies, or adapts its steps, or does something else that ONNX is not
+    written for here; if there is no such `draw`; or if onnx is not installed.
+    """
+    if importlib.util.find_spec("onnx") is None:
+        raise InputError("ONNX takes the package onnx, which is not installed: pip install 'gorl[onnx]'.")
+    from ._onnx import to_onnx
+
+    act, inputs = _program(policy, draw)
+    if _adapts_steps(policy):
+        raise InputError(
+            "ONNX is not written for a policy that adapts its steps to what it sees: leave decoder.rtol and "
+            "decoder.atol out for given steps, or export to StableHLO."
+        )
+    drawn_by = "standard normal noise; zeros give the mode" if draw == "latent" else "of jax.random.key"
+    description = f"A policy trained by gorl. observation: as the environment gives it; {draw}: {drawn_by}."
+    return to_onnx(act, inputs, "action", description)
+
+
+@contextlib.contextmanager
+def _without_source_locations() -> Iterator[None]:
+    """Keeps paths on this machine out of what JAX writes, so that the same policy is the same bytes everywhere."""
+    name = "jax_traceback_in_locations_limit"
+    limit = getattr(jax.config, name)
+    jax.config.update(name, 0)
+    try:
+        yield
+    finally:
+        jax.config.update(name, limit)
+
+
+def _program(policy: Policy, draw: str) -> tuple[Callable[..., Array], dict[str, jax.ShapeDtypeStruct]]:
+    """The action of a policy as a function of one example, and what that takes, by name."""
+    if draw not in _DRAWS:
+        raise unknown_name("draw", draw, _DRAWS)
+    batch_shape = policy.encoder.statistics.count.shape
+    if batch_shape:
+        raise InputError(
+            f"there are policies of shape {batch_shape}, and one is exported at a time: give one, such as "
+            "jax.tree.map(lambda leaf: leaf[0], policy)."
+        )
+    policy = _without_stage(policy)
+
+    def act_from_latent(
+        observation: Float[Array, " observation"], latent: Float[Array, "..."]
+    ) -> Float[Array, " action"]:
+        return jnp.tanh(policy.decoder.decode(observation, policy.encoder.from_noise(observation, latent)))
+
+    def act_from_seed(observation: Float[Array, " observation"], seed: UInt32[Array, ""]) -> Float[Array, " action"]:
+        return policy(observation, jax.random.key(seed))
+
+    observation = jax.ShapeDtypeStruct((policy.observation_size,), jnp.float32)
+    if draw == "latent":
+        latent = jax.ShapeDtypeStruct(policy.encoder.noise_shape, jnp.float32)
+        return act_from_latent, {"observation": observation, "latent": latent}
+    return act_from_seed, {"observation": observation, "seed": jax.ShapeDtypeStruct((), jnp.uint32)}
+
+
+def _adapts_steps(policy: Policy) -> bool:
+    """Whether a differential equation in a policy is solved in as many steps as it takes."""
+    parts = jax.tree.leaves(_without_stage(policy), is_leaf=lambda part: isinstance(part, Integrator))
+    return any(isinstance(part, Integrator) and part.controller is not None for part in parts)
+
+
+def _without_stage(policy: Policy) -> Policy:
+    """The same policy with the decoder that is in use: one that has not been fitted would only fill a file."""
+    decoder = policy.decoder
+    if isinstance(decoder, StagedDecoder):
+        decoder = decoder.decoder if decoder.fitted else IdentityDecoder()
+    return Policy(policy.encoder, decoder, policy.observation_size, policy.action_size)

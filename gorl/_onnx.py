@@ -1,0 +1,593 @@
+"""From JAX to ONNX, for the programs that policies are.
+
+The program is traced for one example and then gone through once, equation by equation. What does not depend on its
+inputs (the times of an integrator, the counter of its loop, whether a buffer is full) is simply computed, so that loops
+unroll and conditions are decided on the way, and what is left is arithmetic.
+
+In ONNX every tensor has the shape `(batch, size)`: one example after the other, each flattened. An array that depends
+on the inputs is a table of which element of which tensor each of its elements is. To slice, to transpose or to write
+into a buffer then changes such a table, and costs the ONNX program nothing.
+
+The library for this would be jax2onnx, but its version 0.17 fails on programs with diffrax in them, and random numbers
+do not follow the key in what it writes.
+"""
+
+import dataclasses
+import functools
+import importlib.metadata
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import jax
+import jax.extend
+import jax.numpy as jnp
+import numpy as np
+import onnx
+from jax.extend.core import Jaxpr, Literal
+from onnx import TensorProto, helper, numpy_helper
+
+from ._errors import InputError
+
+# The oldest versions that have everything needed here: what is written can be read widely.
+_OPSET, _IR_VERSION = 18, 8
+
+_Equation: TypeAlias = Any  # of a jaxpr; JAX does not say in its annotations that what goes in and out has a shape
+
+
+def to_onnx(
+    function: Callable[..., jax.Array], inputs: Mapping[str, jax.ShapeDtypeStruct], output: str, description: str
+) -> bytes:
+    """Writes a function of one example as an ONNX program for a batch of any size.
+
+    **Arguments:**
+
+    - `function`: what to write; it returns one array.
+    - `inputs`: its arguments, with their names.
+    - `output`: the name of what it returns.
+    - `description`: what is said about it in the file.
+
+    **Returns:**
+
+    The content of an `.onnx` file.
+
+    **Raises:**
+
+    `gorl.InputError` if the function does something that is not known here, has numbers of other than 32 bits, or has a
+    loop or a condition that depends on the inputs.
+    """
+    graph = _Graph(batch_of=next(iter(inputs)))
+    program = jax.make_jaxpr(function)(*inputs.values())
+    (result,) = graph.run(program.jaxpr, program.consts, [graph.input(name, like) for name, like in inputs.items()])
+    (like,) = program.out_avals
+    tensor = graph.unflattened(_Unknown(graph.elements(result)), like.shape)
+    last = helper.make_node("Cast", [tensor], [output], output, to=helper.np_dtype_to_tensor_dtype(like.dtype))
+    proto = helper.make_graph(
+        [*graph.nodes.values(), last],
+        "policy",
+        [_tensor_info(name, like) for name, like in inputs.items()],
+        [_tensor_info(output, like)],
+        list(graph.constants.values()),
+    )
+    model = helper.make_model(
+        proto,
+        doc_string=description,
+        producer_name="gorl",
+        producer_version=importlib.metadata.version("gorl"),
+        opset_imports=[helper.make_opsetid("", _OPSET)],
+        ir_version=_IR_VERSION,
+    )
+    return model.SerializeToString()
+
+
+def _tensor_info(name: str, like: Any) -> onnx.ValueInfoProto:
+    """An input or output of the program, for a batch of any size."""
+    return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(like.dtype), ["batch", *like.shape])
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Unknown:
+    """An array that depends on the inputs. A random key is an array with one more axis, of two numbers."""
+
+    elements: np.ndarray  # which of all elements of all tensors, in the shape of the array
+
+
+class _Graph:
+    """An ONNX program that is being written."""
+
+    def __init__(self, batch_of: str):
+        self.batch_of = batch_of  # an input, whose first axis is the batch
+        self.nodes: dict[Any, onnx.NodeProto] = {}  # by what they compute, so that nothing is computed twice
+        self.constants: dict[Any, onnx.TensorProto] = {}
+        # All elements are numbered through: a tensor has those from where it starts to where the next one does. It is
+        # a name, or known values.
+        self.tensors: list[str | np.ndarray] = []
+        self.starts = [0]
+
+    # --- What the program consists of. ---
+
+    def input(self, name: str, like: jax.ShapeDtypeStruct) -> _Unknown:
+        """An input of the program."""
+        tensor = name if len(like.shape) == 1 else self.node("Reshape", name, self.constant([0, math.prod(like.shape)]))
+        if jnp.issubdtype(like.dtype, jnp.integer):
+            tensor = self.node("Cast", tensor, to=TensorProto.INT64)
+        return self.unknown(tensor, like.shape)
+
+    def node(self, kind: str, *inputs: str, **attributes: Any) -> str:
+        """Adds a node with one output, and names that."""
+        computes = (kind, inputs, tuple(attributes.items()))
+        if computes not in self.nodes:
+            name = f"{kind}_{len(self.nodes)}"
+            self.nodes[computes] = helper.make_node(kind, inputs, [name], name, **attributes)
+        return self.nodes[computes].output[0]
+
+    def constant(self, value: Any) -> str:
+        """Adds a constant, and names it."""
+        value = np.asarray(value)
+        if jnp.issubdtype(value.dtype, jnp.integer):
+            value = value.astype(np.int64)
+        contents = (value.dtype.name, value.shape, value.tobytes())
+        if contents not in self.constants:
+            self.constants[contents] = numpy_helper.from_array(value, f"constant_{len(self.constants)}")
+        return self.constants[contents].name
+
+    # --- Arrays and tensors. ---
+
+    def number(self, tensor: str | np.ndarray, size: int) -> np.ndarray:
+        """Gives the elements of a tensor their numbers."""
+        self.tensors.append(tensor)
+        self.starts.append(self.starts[-1] + size)
+        return np.arange(*self.starts[-2:])
+
+    def unknown(self, tensor: str, shape: Sequence[int]) -> _Unknown:
+        """The array of a shape whose elements are those of a tensor."""
+        return _Unknown(self.number(tensor, math.prod(shape)).reshape(shape))
+
+    def elements(self, array: Any) -> np.ndarray:
+        """The numbers of the elements of an array that may be a known one."""
+        if isinstance(array, _Unknown):
+            return array.elements
+        array = _raw(array)
+        return self.number(array.ravel(), array.size).reshape(array.shape)
+
+    def owners(self, elements: np.ndarray) -> np.ndarray:
+        """Which tensor each element is of."""
+        return np.asarray(np.searchsorted(self.starts, elements, side="right") - 1)
+
+    def tensor(self, array: Any) -> str:
+        """The name of a tensor with the elements of an array; a known one has no batch."""
+        if not isinstance(array, _Unknown):
+            return self.constant(_raw(array).ravel())
+        elements, owners = array.elements.ravel(), self.owners(array.elements.ravel())
+        parts, columns, size = [], np.empty_like(elements), 0
+        for owner in dict.fromkeys(owners.tolist()):
+            contents, start, end = self.tensors[owner], *self.starts[owner : owner + 2]
+            parts.append(contents if isinstance(contents, str) else self.repeated(contents))
+            columns[owners == owner] = elements[owners == owner] + (size - start)
+            size += end - start
+        whole = parts[0] if len(parts) == 1 else self.node("Concat", *parts, axis=1)
+        if np.array_equal(columns, np.arange(size)):
+            return whole
+        return self.node("Gather", whole, self.constant(columns), axis=1)
+
+    def repeated(self, values: np.ndarray) -> str:
+        """A known tensor, once for each example."""
+        batch = self.node("Shape", self.batch_of, start=0, end=1)
+        shape = self.node("Concat", batch, self.constant([values.size]), axis=0)
+        return self.node("Expand", self.constant(values), shape)
+
+    def operand(self, array: Any, shape: Sequence[int]) -> str:
+        """The tensor of an array that is broadcast to a shape, where ONNX does not do that itself."""
+        if isinstance(array, _Unknown):
+            elements = array.elements
+            return self.tensor(array if elements.size == 1 else _Unknown(np.broadcast_to(elements, shape)))
+        values = _raw(array)
+        return self.tensor(values if values.size == 1 else np.broadcast_to(values, shape))
+
+    def unflattened(self, array: _Unknown, shape: Sequence[int]) -> str:
+        """A tensor of an array, with a shape after the batch."""
+        tensor = self.tensor(array)
+        return tensor if len(shape) == 1 else self.node("Reshape", tensor, self.constant([0, *shape]))
+
+    def wrapped(self, tensor: str, dtype: Any) -> str:
+        """Integers are 64 bits wide in ONNX, where the kernels for other ones are few; in JAX they wrap around."""
+        if dtype in (jnp.float32, jnp.bool_):
+            return tensor
+        if dtype == jnp.uint32:
+            return self.node("BitwiseAnd", tensor, self.constant(2**32 - 1))
+        if dtype == jnp.int32:
+            low = self.node("BitwiseAnd", self.node("Add", tensor, self.constant(2**31)), self.constant(2**32 - 1))
+            return self.node("Sub", low, self.constant(2**31))
+        raise InputError(f"ONNX is written with 32-bit numbers only, and the policy has {dtype} ones: convert them.")
+
+    # --- Going through a program. ---
+
+    def run(self, program: Jaxpr, constants: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
+        """Goes through a program: known arrays stay arrays, the others become part of the graph."""
+        values = dict(zip((*program.constvars, *program.invars), (*constants, *inputs), strict=True))
+
+        def read(variable: Any) -> Any:
+            return np.asarray(variable.val, variable.aval.dtype) if isinstance(variable, Literal) else values[variable]  # pyright: ignore[reportAttributeAccessIssue]
+
+        for equation in _needed(program):
+            results = self.apply(equation, [read(variable) for variable in equation.invars])
+            values.update(zip(equation.outvars, results, strict=True))
+        return [read(variable) for variable in program.outvars]
+
+    def apply(self, equation: _Equation, inputs: list[Any]) -> list[Any]:
+        """The results of one equation."""
+        name, parameters = equation.primitive.name, equation.params
+        if name in _CALLS:
+            inner = parameters[_CALLS[name]]
+            return self.run(getattr(inner, "jaxpr", inner), getattr(inner, "consts", ()), inputs)
+        if not any(isinstance(value, _Unknown) for value in inputs):
+            results = equation.primitive.bind(*inputs, **parameters)
+            return results if equation.primitive.multiple_results else [results]
+        if name in _CONTROL:
+            return _CONTROL[name](self, inputs, **parameters)
+        if name in _MOVED and not any(isinstance(value, _Unknown) for value in _without(inputs, _MOVED[name])):
+            return self.move(equation, inputs)
+        if name in _REWRITTEN:
+            return self.rewrite(functools.partial(_REWRITTEN[name], **parameters), equation, inputs)
+        if name not in _LOWERED:
+            raise _unsupported(name)
+        tensor = _LOWERED[name](self, equation, inputs)
+        (variable,) = equation.outvars
+        return [self.unknown(self.wrapped(tensor, variable.aval.dtype), variable.aval.shape)]
+
+    def rewrite(self, function: Callable[..., Any], equation: _Equation, inputs: list[Any]) -> list[Any]:
+        """Goes through a function of simpler operations instead; it takes and returns what keys consist of."""
+        for variable in (*equation.invars, *equation.outvars):
+            if _is_key(variable.aval.dtype) and variable.aval.dtype.name != _THREEFRY_KEY:
+                raise InputError(
+                    "ONNX is written with JAX's threefry2x32 random numbers only, and the policy draws others: export "
+                    "to StableHLO, or with a latent."
+                )
+        program = jax.make_jaxpr(function)(*(_raw_like(variable.aval) for variable in equation.invars))
+        known = [value if isinstance(value, _Unknown) else _raw(value) for value in inputs]
+        return self.run(program.jaxpr, program.consts, known)
+
+    def move(self, equation: _Equation, inputs: list[Any]) -> list[Any]:
+        """Does to the numbers of elements what the equation does to the elements, which it does not look at."""
+        stand_ins, tables, count = list(inputs), [], 0
+        for index in range(len(inputs))[_MOVED[equation.primitive.name]]:
+            shape = equation.invars[index].aval.shape
+            elements = self.elements(inputs[index])
+            tables.append(elements.reshape(math.prod(shape), *elements.shape[len(shape) :]))
+            # As floats, because what fills up an array from outside is then a NaN and can be told.
+            stand_ins[index] = jnp.arange(count, count + math.prod(shape), dtype=jnp.float32).reshape(shape)
+            count += math.prod(shape)
+        parameters = equation.params | ({"fill_value": np.nan} if "fill_value" in equation.params else {})
+        results = equation.primitive.bind(*stand_ins, **parameters)
+        results = results if equation.primitive.multiple_results else [results]
+        if any(jnp.isnan(result).any() for result in results):
+            raise _unsupported(equation.primitive.name)
+        table = np.concatenate(tables)
+        return [
+            self.simplified(table[np.asarray(result, np.int64), ...], variable.aval.dtype)
+            for result, variable in zip(results, equation.outvars, strict=True)
+        ]
+
+    def simplified(self, elements: np.ndarray, dtype: Any) -> Any:
+        """The array of these elements; a known one if every element is."""
+        owners = self.owners(elements).ravel().tolist()
+        if _is_key(dtype) or any(isinstance(self.tensors[owner], str) for owner in owners):
+            return _Unknown(elements)
+        places = zip(owners, elements.ravel(), strict=True)
+        values = [self.tensors[owner][element - self.starts[owner]] for owner, element in places]
+        return np.asarray(values, dtype).reshape(elements.shape)
+
+
+def _needed(program: Jaxpr) -> list[_Equation]:
+    """The equations of a program that its results need, in order."""
+    needed, kept = set(map(id, program.outvars)), []
+    for equation in reversed(program.eqns):
+        if any(id(variable) in needed for variable in equation.outvars):
+            needed.update(map(id, equation.invars))
+            kept.append(equation)
+    return kept[::-1]
+
+
+def _without(values: list[Any], left_out: slice) -> list[Any]:
+    return [value for index, value in enumerate(values) if index not in range(len(values))[left_out]]
+
+
+def _unsupported(name: str) -> InputError:
+    return InputError(f"ONNX is not written for a policy that computes {name!r}: do without, or export to StableHLO.")
+
+
+# --- Random keys: an array of them is one of numbers, with one more axis. ---
+
+_THREEFRY = jax.extend.random.threefry_prng_impl
+_THREEFRY_KEY = f"key<{_THREEFRY.tag}>"
+
+
+def _is_key(dtype: Any) -> bool:
+    return jnp.issubdtype(dtype, jax.dtypes.prng_key)
+
+
+def _raw(array: Any) -> np.ndarray:
+    """A known array as numbers."""
+    return np.asarray(jax.random.key_data(array) if _is_key(jnp.result_type(array)) else array)
+
+
+def _raw_like(aval: Any) -> jax.ShapeDtypeStruct:
+    if not _is_key(aval.dtype):
+        return jax.ShapeDtypeStruct(aval.shape, aval.dtype)
+    return jax.ShapeDtypeStruct((*aval.shape, *_THREEFRY.key_shape), jnp.uint32)
+
+
+# --- What decides which equations are gone through. ---
+
+
+def _cond(graph: _Graph, inputs: list[Any], branches: Any, **_: Any) -> list[Any]:
+    index, *operands = inputs
+    if isinstance(index, _Unknown):
+        raise InputError(
+            "ONNX is not written for a policy with a condition on its inputs: use jax.numpy.where instead, or export "
+            "to StableHLO."
+        )
+    branch = branches[int(np.clip(index, 0, len(branches) - 1))]
+    return graph.run(branch.jaxpr, branch.consts, operands)
+
+
+def _while(graph: _Graph, inputs: list[Any], cond_jaxpr: Any, body_jaxpr: Any, **parameters: Any) -> list[Any]:
+    num_condition, num_body = parameters["cond_nconsts"], parameters["body_nconsts"]
+    condition, body = inputs[:num_condition], inputs[num_condition : num_condition + num_body]
+    carry = inputs[num_condition + num_body :]
+    while True:
+        (goes_on,) = graph.run(cond_jaxpr.jaxpr, cond_jaxpr.consts, [*condition, *carry])
+        if isinstance(goes_on, _Unknown):
+            raise InputError(
+                "ONNX is not written for a policy that takes as many steps as its inputs ask for: take a given number, "
+                "or export to StableHLO."
+            )
+        if not goes_on:
+            return carry
+        carry = graph.run(body_jaxpr.jaxpr, body_jaxpr.consts, [*body, *carry])
+
+
+def _scan(graph: _Graph, inputs: list[Any], jaxpr: Any, length: int, reverse: bool, **parameters: Any) -> list[Any]:
+    num_constants, num_carry = parameters["num_consts"], parameters["num_carry"]
+    constants, carry = inputs[:num_constants], inputs[num_constants : num_constants + num_carry]
+    columns, rows = inputs[num_constants + num_carry :], []
+    for index in reversed(range(length)) if reverse else range(length):
+        row = [_Unknown(c.elements[index, ...]) if isinstance(c, _Unknown) else c[index] for c in columns]
+        results = graph.run(jaxpr.jaxpr, jaxpr.consts, [*constants, *carry, *row])
+        carry = results[:num_carry]
+        rows.append(results[num_carry:])
+    outputs = []
+    for column, like in zip(zip(*rows[:: -1 if reverse else 1], strict=True), jaxpr.out_avals[num_carry:], strict=True):
+        outputs.append(graph.simplified(np.stack([graph.elements(value) for value in column]), like.dtype))
+    return [*carry, *outputs]
+
+
+# --- Arithmetic. Each of these adds nodes for an equation, and names the tensor of its result. ---
+
+_Lowering = Callable[[_Graph, _Equation, list[Any]], str]
+
+
+def _elementwise(kind: str, **attributes: Any) -> _Lowering:
+    def lower(graph: _Graph, equation: _Equation, inputs: list[Any]) -> str:
+        shape = equation.outvars[0].aval.shape
+        return graph.node(kind, *(graph.operand(value, shape) for value in inputs), **attributes)
+
+    return lower
+
+
+def _bitwise(kind: str) -> _Lowering:
+    def lower(graph: _Graph, equation: _Equation, inputs: list[Any]) -> str:
+        is_logical = equation.outvars[0].aval.dtype == jnp.bool_
+        return _elementwise(kind if is_logical else f"Bitwise{kind}")(graph, equation, inputs)
+
+    return lower
+
+
+def _shift(kind: str) -> _Lowering:
+    def lower(graph: _Graph, equation: _Equation, inputs: list[Any]) -> str:
+        value, distance = inputs
+        if isinstance(distance, _Unknown) or equation.outvars[0].aval.dtype != jnp.uint32:
+            raise _unsupported(equation.primitive.name)
+        return _elementwise(kind)(graph, equation, [value, 2 ** np.asarray(distance, np.int64)])
+
+    return lower
+
+
+def _convert(graph: _Graph, equation: _Equation, inputs: list[Any]) -> str:
+    dtype = equation.outvars[0].aval.dtype
+    is_integer = jnp.issubdtype(dtype, jnp.integer)
+    to = TensorProto.INT64 if is_integer else helper.np_dtype_to_tensor_dtype(dtype)
+    return graph.node("Cast", graph.tensor(inputs[0]), to=to)
+
+
+def _bitcast(graph: _Graph, equation: _Equation, inputs: list[Any]) -> str:
+    if equation.invars[0].aval.dtype != jnp.uint32 or equation.outvars[0].aval.dtype != jnp.float32:
+        raise _unsupported(equation.primitive.name)
+    # Sign and exponent are the first nine bits. Numbers too small to have an exponent become zero.
+    bits = graph.tensor(inputs[0])
+    scales = (np.arange(2**9, dtype=np.uint32) << 23).view(np.float32)
+    scale = graph.node("Gather", graph.constant(scales), graph.node("Div", bits, graph.constant(2**23)))
+    fraction = graph.node("Cast", graph.node("BitwiseAnd", bits, graph.constant(2**23 - 1)), to=TensorProto.FLOAT)
+    significand = graph.node("Mul", fraction, graph.constant(np.float32(2**-23)))
+    return graph.node("Mul", scale, graph.node("Add", significand, graph.constant(np.float32(1))))
+
+
+def _select(graph: _Graph, equation: _Equation, inputs: list[Any]) -> str:
+    which, *cases = inputs
+    if equation.invars[0].aval.dtype != jnp.bool_:
+        raise _unsupported(equation.primitive.name)
+    return _elementwise("Where")(graph, equation, [which, *cases[::-1]])
+
+
+def _reduce(kind: str) -> _Lowering:
+    def lower(graph: _Graph, equation: _Equation, inputs: list[Any]) -> str:
+        axes = equation.params["axes"]
+        elements = np.moveaxis(inputs[0].elements, axes, range(-len(axes), 0))
+        kept = math.prod(elements.shape[: elements.ndim - len(axes)])
+        matrix = _Unknown(elements.reshape(kept, -1))
+        return graph.node(kind, graph.unflattened(matrix, matrix.elements.shape), graph.constant([2]), keepdims=0)
+
+    return lower
+
+
+def _dot(graph: _Graph, equation: _Equation, inputs: list[Any]) -> str:
+    contracted, batched = equation.params["dimension_numbers"]
+    arranged = []
+    for value, inner, outer in zip(inputs, contracted, batched, strict=True):
+        array = value.elements if isinstance(value, _Unknown) else _raw(value)
+        free = [axis for axis in range(array.ndim) if axis not in (*inner, *outer)]
+        sizes = [math.prod(array.shape[axis] for axis in axes) for axes in (outer, free, inner)]
+        array = array.transpose(*outer, *free, *inner).reshape(sizes)
+        arranged.append(_Unknown(array) if isinstance(value, _Unknown) else array)
+    # Weights come second in ONNX, and a vector has no axis of rows: that is the fast kernel for a batch of them.
+    is_swapped = not isinstance(inputs[0], _Unknown)
+    first, second = arranged[::-1] if is_swapped else arranged
+    left_shape = num_batches, num_rows, size = first.elements.shape
+    if isinstance(second, _Unknown):
+        columns = second.elements.swapaxes(1, 2)
+        right = graph.unflattened(_Unknown(columns), columns.shape)
+    else:
+        columns = second.swapaxes(1, 2)
+        right = graph.constant(columns if num_batches > 1 else columns[0])
+        if num_batches == 1:
+            left_shape = (num_rows, size) if num_rows > 1 else (size,)
+    product = graph.node("MatMul", graph.unflattened(first, left_shape), right)
+    shape = (num_batches, num_rows, columns.shape[2])
+    if len(left_shape) > 1:
+        product = graph.node("Reshape", product, graph.constant([0, math.prod(shape)]))
+    return graph.tensor(_Unknown(graph.unknown(product, shape).elements.swapaxes(1, 2))) if is_swapped else product
+
+
+# --- Operations in terms of simpler ones. ---
+
+
+def _log1p(x: jax.Array, **_: Any) -> jax.Array:
+    """Exact for small numbers, too: what `1 + x` rounds away is made up for by the factor."""
+    rounded = 1 + x
+    small = jnp.where(rounded == 1, x, jnp.log(rounded) * x / (rounded - 1))
+    return jnp.where(x > 1, jnp.log(rounded), small)
+
+
+def _erf_inv(x: jax.Array) -> jax.Array:
+    """Giles (2012), *Approximating the erfinv function*, in single precision: the one that XLA takes."""
+    w = -jnp.log1p(-x * x)
+    central = functools.reduce(lambda p, c: c + p * (w - 2.5), _ERF_INV_CENTRAL)
+    tail = functools.reduce(lambda p, c: c + p * (jnp.sqrt(w) - 3), _ERF_INV_TAIL)
+    return jnp.where(w < 5, central, tail) * x
+
+
+def _threefry(key_0: jax.Array, key_1: jax.Array, x_0: jax.Array, x_1: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Salmon et al. (2011), *Parallel random numbers: as easy as 1, 2, 3*: Threefry-2x32 of 20 rounds."""
+    keys = (key_0, key_1, key_0 ^ key_1 ^ np.uint32(0x1BD11BDA))
+    x_0, x_1 = x_0 + keys[0], x_1 + keys[1]
+    for group in range(5):
+        for distance in _THREEFRY_ROTATIONS[group % 2]:
+            x_0 = x_0 + x_1
+            x_1 = (x_1 << np.uint32(distance)) | (x_1 >> np.uint32(32 - distance))
+            x_1 = x_0 ^ x_1
+        x_0 = x_0 + keys[(group + 1) % 3]
+        x_1 = x_1 + keys[(group + 2) % 3] + np.uint32(group + 1)
+    return x_0, x_1
+
+
+def _on_keys(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """A function of one key as one of an array of them."""
+
+    def on_array(keys: jax.Array, *others: jax.Array, **parameters: Any) -> jax.Array:
+        mapped = functools.partial(function, **parameters)
+        for _ in keys.shape[:-1]:
+            mapped = jax.vmap(mapped)
+        return mapped(keys, *others)
+
+    return on_array
+
+
+_THREEFRY_ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
+_ERF_INV_CENTRAL = (
+    2.81022636e-08, 3.43273939e-07, -3.5233877e-06, -4.39150654e-06, 0.00021858087,
+    -0.00125372503, -0.00417768164, 0.246640727, 1.50140941,
+)  # fmt: skip
+_ERF_INV_TAIL = (
+    -0.000200214257, 0.000100950558, 0.00134934322, -0.00367342844, 0.00573950773,
+    -0.0076224613, 0.00943887047, 1.00167406, 2.83297682,
+)  # fmt: skip
+
+# Which parameter is the program that is called.
+_CALLS = {
+    "custom_jvp_call": "call_jaxpr",
+    "custom_vjp_call": "call_jaxpr",
+    "jit": "jaxpr",
+    "remat2": "jaxpr",
+}
+_CONTROL = {"cond": _cond, "while": _while, "scan": _scan}
+# Which inputs are moved; the others, such as indices, must be known.
+_MOVED = {
+    "broadcast_in_dim": slice(None),
+    "concatenate": slice(None),
+    "copy": slice(None),
+    "dynamic_slice": slice(0, 1),
+    "dynamic_update_slice": slice(0, 2),
+    "gather": slice(0, 1),
+    "maybe_set": slice(1, 3),  # equinox's write into a buffer
+    "pad": slice(None),
+    "reshape": slice(None),
+    "rev": slice(None),
+    "scatter": slice(0, 3, 2),
+    "select_n": slice(1, None),
+    "slice": slice(None),
+    "split": slice(None),
+    "squeeze": slice(None),
+    "stack": slice(None),
+    "stop_gradient": slice(None),
+    "tile": slice(None),
+    "transpose": slice(None),
+    "unstack": slice(None),
+}
+_REWRITTEN = {
+    "clamp": lambda low, x, high: jnp.minimum(jnp.maximum(x, low), high),
+    "erf_inv": _erf_inv,
+    "erfc": lambda x: 1 - jax.lax.erf(x),
+    "exp2": lambda x, **_: jax.lax.pow(jnp.full_like(x, 2), x),
+    "expm1": lambda x, **_: jnp.tanh(x / 2) * (jnp.exp(x) + 1),
+    "integer_pow": lambda x, y: jax.lax.pow(x, jnp.full_like(x, y)),
+    "is_finite": lambda x: x - x == 0,
+    "log1p": _log1p,
+    "ne": lambda x, y: ~(x == y),
+    "random_bits": _on_keys(_THREEFRY.random_bits),
+    "random_fold_in": _on_keys(_THREEFRY.fold_in),
+    "random_seed": lambda seeds, impl: jnp.vectorize(impl.seed, signature="()->(size)")(seeds),
+    "random_split": _on_keys(_THREEFRY.split),
+    "random_unwrap": lambda key: key,
+    "random_wrap": lambda key, impl: key,
+    "reduce_and": lambda x, **parameters: jnp.min(x.astype(jnp.int32), parameters["axes"]) == 1,
+    "reduce_or": lambda x, **parameters: jnp.max(x.astype(jnp.int32), parameters["axes"]) == 1,
+    "rsqrt": lambda x, **_: 1 / jnp.sqrt(x),
+    "square": lambda x: x * x,
+    "threefry2x32": _threefry,
+}
+_ELEMENTWISE = {
+    "abs": "Abs", "acos": "Acos", "acosh": "Acosh", "add": "Add", "add_any": "Add", "asin": "Asin", "asinh": "Asinh",
+    "atan": "Atan", "atanh": "Atanh", "ceil": "Ceil", "cos": "Cos", "cosh": "Cosh", "div": "Div", "eq": "Equal",
+    "erf": "Erf", "exp": "Exp", "floor": "Floor", "ge": "GreaterOrEqual", "gt": "Greater", "le": "LessOrEqual",
+    "log": "Log", "logistic": "Sigmoid", "lt": "Less", "max": "Max", "min": "Min", "mul": "Mul", "neg": "Neg",
+    "pow": "Pow", "sign": "Sign", "sin": "Sin", "sinh": "Sinh", "sqrt": "Sqrt", "sub": "Sub", "tan": "Tan",
+    "tanh": "Tanh",
+}  # fmt: skip
+_LOWERED: dict[str, _Lowering] = {
+    "and": _bitwise("And"),
+    "bitcast_convert_type": _bitcast,
+    "convert_element_type": _convert,
+    "dot_general": _dot,
+    "not": _bitwise("Not"),
+    "or": _bitwise("Or"),
+    "reduce_max": _reduce("ReduceMax"),
+    "reduce_min": _reduce("ReduceMin"),
+    "reduce_prod": _reduce("ReduceProd"),
+    "reduce_sum": _reduce("ReduceSum"),
+    "rem": _elementwise("Mod", fmod=1),
+    "select_n": _select,
+    "shift_left": _shift("Mul"),
+    "shift_right_logical": _shift("Div"),
+    "xor": _bitwise("Xor"),
+    **{name: _elementwise(kind) for name, kind in _ELEMENTWISE.items()},
+}

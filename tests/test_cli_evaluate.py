@@ -1,0 +1,91 @@
+"""`gorl eval`."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+import scipy.stats
+
+import gorl
+
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
+
+def expected(run, seed, episodes, key=0, stochastic=False):
+    policy = gorl.load_policy(run.directory, seed=seed - run.first_seed)
+    return gorl.evaluate(run.config.env, policy, jax.random.key(key), num_episodes=episodes, stochastic=stochastic)
+
+
+def interval(values):
+    """Student's, written out."""
+    half = scipy.stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values))
+    return [np.mean(values), np.mean(values) - half, np.mean(values) + half]
+
+
+@pytest.mark.parametrize(("options", "how"), [((), {}), (("--stochastic", "--key", 7), {"stochastic": True, "key": 7})])
+def test_the_returns_are_those_of_fresh_episodes_with_their_intervals(command, finished_run, options, how):
+    code, output, _ = command("eval", finished_run.directory, "--episodes", 6, "--json", *options)
+    assert code == 0
+    said = json.loads(output)
+    assert said["episodes_per_seed"] == 6
+    assert list(said["seeds"]) == ["5", "6", "7"]
+    means = []
+    for seed in finished_run.seed_numbers:
+        of_seed = said["seeds"][str(seed)]
+        np.testing.assert_allclose(of_seed["returns"], expected(finished_run, seed, 6, **how), rtol=1e-4)
+        np.testing.assert_allclose([of_seed[name] for name in ("mean", "low", "high")], interval(of_seed["returns"]))
+        means.append(of_seed["mean"])
+    # Over the seeds, not over all the episodes, which would make it look surer than it is.
+    np.testing.assert_allclose([said["overall"][name] for name in ("mean", "low", "high")], interval(means))
+
+
+def test_a_table_for_people(command, finished_run):
+    code, output, _ = command("eval", finished_run.directory, "--episodes", 4)
+    assert code == 0
+    for seed in finished_run.seed_numbers:
+        assert f"{np.mean(expected(finished_run, seed, 4)):.1f}" in output
+    assert "95 % interval" in output
+    assert "all" in output
+
+
+def test_the_policy_of_one_seed(command, finished_run):
+    code, output, _ = command("eval", finished_run.directory, "--episodes", 4, "--seed", 6, "--json")
+    assert code == 0
+    said = json.loads(output)
+    assert list(said["seeds"]) == ["6"]
+    assert said["overall"] == {name: said["seeds"]["6"][name] for name in ("mean", "low", "high")}
+
+
+def test_one_episode_has_no_interval(command, finished_run):
+    _, output, _ = command("eval", finished_run.directory, "--episodes", 1, "--seed", 6, "--json")
+    overall = json.loads(output)["overall"]
+    assert (overall["low"], overall["high"]) == (None, None)
+    assert np.isfinite(overall["mean"])
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--episodes", 0], "--episodes must be at least 1, not 0"),
+        (["--episodes", -3], "--episodes must be at least 1, not -3"),
+        (["--seed", 4], "no seed 4 in"),
+        (["--seed", 8], "it holds seeds 5 to 7"),
+    ],
+)
+def test_bad_input_is_one_sentence(command, finished_run, options, sentence):
+    code, output, error = command("eval", finished_run.directory, *options)
+    assert code == 2
+    assert output == ""
+    assert sentence in error
+    assert error.count("\n") == 1
+
+
+def test_without_a_policy(command, finished_run, tmp_path):
+    import shutil
+
+    run = shutil.copytree(finished_run.directory, tmp_path / "run")
+    (run / "policies.eqx").unlink()
+    code, _, error = command("eval", run)
+    assert code == 2
+    assert "neither policies.eqx nor a checkpoint" in error
