@@ -3,6 +3,8 @@
 import csv
 import pathlib
 import re
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -39,6 +41,17 @@ def test_the_method_of_the_readme_trains(tmp_path, monkeypatch):
     assert np.isfinite(result.curve.mean_return).all()
     divergence = np.asarray(result.curve.metrics["divergence"])
     assert divergence[-1] > 0
+
+
+def test_the_export_example_of_the_readme_runs(make_policy, tmp_path):
+    (example,) = re.findall(r"<!-- export example -->\n```python\n(.*?)```", README.read_text(), re.DOTALL)
+    policy = make_policy(4, 2)
+    for suffix, content in ((".stablehlo", gorl.export_stablehlo(policy)), (".onnx", gorl.export_onnx(policy))):
+        (tmp_path / f"policy{suffix}").write_bytes(content)
+    check = "import sys\nassert 'gorl' not in sys.modules\nnumpy.savez('actions', action, same_action)"
+    subprocess.run([sys.executable, "-c", example + check], cwd=tmp_path, check=True)
+    for actions in np.load(tmp_path / "actions.npz").values():
+        np.testing.assert_allclose(actions, np.tile(policy.mode(np.zeros(4, np.float32)), (5, 1)), atol=1e-5)
 
 
 def test_the_returns_of_the_readme_are_those_of_the_raw_files():
