@@ -32,5 +32,5 @@ def mean_interval(
         mean = np.sum(values, axis=axis, where=is_there) / count
         squares = np.sum((values - np.expand_dims(mean, axis)) ** 2, axis=axis, where=is_there)
         error = np.sqrt(squares / (count - 1) / count)
-        half = np.where(count > 1, scipy.stats.t.ppf((1 + CONFIDENCE) / 2, np.maximum(count - 1, 1)) * error, np.nan)
+        half = scipy.stats.t.ppf((1 + CONFIDENCE) / 2, count - 1) * error
     return mean, mean - half, mean + half

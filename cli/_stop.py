@@ -25,7 +25,9 @@ class Stop:
 
     def __enter__(self) -> "Stop":
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._take_note) for number in _SIGNALS}
+            # A signal that the process was told to ignore, as in the background of a script, stays ignored.
+            heeded = [number for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+            self._before = {number: signal.signal(number, self._take_note) for number in heeded}
         return self
 
     def __exit__(
@@ -41,6 +43,6 @@ class Stop:
 
     def _take_note(self, number: int, frame: FrameType | None) -> None:
         self._received = number
-        for other in _SIGNALS:
+        for other in self._before:
             signal.signal(other, signal.SIG_DFL)
         print(self._notice, file=sys.stderr, flush=True)
