@@ -227,7 +227,8 @@ def action_density(
     width = _kernel_width(values)
     low, high = np.quantile(values, (0.0005, 0.9995))
     grid = np.linspace(low - 4 * width, high + 4 * width, 400)
-    return grid, np.mean(scipy.stats.norm.pdf(grid[:, None], values, width), axis=1)
+    kernels = np.exp(-(((grid[:, None] - values) / width) ** 2) / 2)
+    return grid, np.mean(kernels, axis=1) / (width * math.sqrt(2 * math.pi))
 
 
 def num_modes(density: Float[np.ndarray, " grid"], values: Float[np.ndarray, " actions"]) -> int:

@@ -48,7 +48,7 @@ def names(directory):
 
 
 def test_a_path_without_a_suffix_gets_both_files(make_policy, tmp_path, capsys, observation):
-    policy = make_policy(3, 2)
+    policy = make_policy(3, 2, plain=True)
     export(policy, tmp_path / "policy", "latent")
     assert names(tmp_path) == ["policy.onnx", "policy.stablehlo"]
     output = capsys.readouterr()
@@ -64,7 +64,7 @@ def test_a_path_without_a_suffix_gets_both_files(make_policy, tmp_path, capsys, 
 
 @pytest.mark.parametrize("suffix", [".stablehlo", ".ONNX"])
 def test_a_suffix_decides_the_kind_and_what_was_there_is_replaced(make_policy, tmp_path, capsys, observation, suffix):
-    policy, path = make_policy(3, 2), tmp_path / f"policy{suffix}"
+    policy, path = make_policy(3, 2, plain=True), tmp_path / f"policy{suffix}"
     path.write_bytes(b"what was there" * 10_000)
     export(policy, path, "seed")
     assert names(tmp_path) == [path.name]
@@ -87,7 +87,7 @@ def test_noise_of_several_axes_is_said_in_full(tmp_path, capsys):
 
 
 def test_without_onnx_it_says_how_to_get_the_other_file(make_policy, without_onnx, tmp_path, capsys):
-    export(make_policy(3, 2), tmp_path / "policy", "latent")
+    export(make_policy(3, 2, plain=True), tmp_path / "policy", "latent")
     output = capsys.readouterr()
     assert names(tmp_path) == ["policy.stablehlo"]
     assert len(output.out.splitlines()) == 1
@@ -134,7 +134,7 @@ def test_what_cannot_be_is_refused_before_anything_is_computed(
     with pytest.raises(gorl.InputError, match=sentence):
         check_export(tmp_path / name, draw)
     with pytest.raises(gorl.InputError, match=sentence):
-        export(make_policy(3, 2), tmp_path / name, draw)
+        export(make_policy(3, 2, plain=True), tmp_path / name, draw)
     assert names(tmp_path) == before
 
 
@@ -142,11 +142,11 @@ def test_without_onnx_an_onnx_is_refused_before_anything_is_computed(
     make_policy, refuse_to_compute, without_onnx, tmp_path
 ):
     with pytest.raises(gorl.InputError, match=r"pip install 'gorl\[onnx\]', or make a \.stablehlo"):
-        export(make_policy(3, 2), tmp_path / "policy.onnx", "latent")
+        export(make_policy(3, 2, plain=True), tmp_path / "policy.onnx", "latent")
 
 
 def test_several_policies_leave_no_file(make_policy, tmp_path):
-    several = jax.tree.map(lambda leaf: leaf[None], make_policy(3, 2))
+    several = jax.tree.map(lambda leaf: leaf[None], make_policy(3, 2, plain=True))
     with pytest.raises(gorl.InputError, match="one is exported at a time"):
         export(several, tmp_path / "policy", "latent")
     assert names(tmp_path) == []
