@@ -32,7 +32,7 @@ def export_stablehlo(policy: Policy, draw: str = "latent") -> bytes:
 
     A program for `jax.export.deserialize`, whose `call` takes observations `float32[batch, observation_size]` and
     either latents `float32[batch, *noise_shape]` or seeds `uint32[batch]` to actions `float32[batch, action_size]` in
-    `[-1, 1]`. The batch can have any size. It runs on CPUs, GPUs and TPUs, and in every JAX of the next six months.
+    `[-1, 1]`. The batch can have any size. It runs on CPUs, GPUs and TPUs, and JAX promises to read it for six months.
 
     **Raises:**
 
