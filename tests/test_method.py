@@ -26,8 +26,13 @@ class LaplaceEncoder(gorl.AbstractEncoder):
         latent = location + jax.random.laplace(key, location.shape)
         return latent, self.log_density(observation, latent)
 
-    def mode(self, observation):
-        return self.location(self.statistics.normalise(observation))
+    @property
+    def noise_shape(self):
+        return (self.location.out_features,)
+
+    def from_noise(self, observation, noise):
+        quantile = -jnp.sign(noise) * jnp.log(jax.scipy.special.erfc(jnp.abs(noise) / jnp.sqrt(2.0)))
+        return self.location(self.statistics.normalise(observation)) + quantile
 
     def log_density(self, observation, latent):
         return -jnp.sum(jnp.abs(latent - self.mode(observation)))
