@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -378,6 +379,7 @@ def new_directory(*names: str) -> pathlib.Path:
     return pathlib.Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
+@functools.cache
 def versions() -> dict[str, str]:
     """What numbers depend on besides the config: they are the same bits with the same of these only."""
     return {name: version(name) for name in _PACKAGES} | {"device": jax.devices()[0].device_kind}

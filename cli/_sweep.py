@@ -113,9 +113,10 @@ def sweep(
     for trial in chosen:
         together.setdefault(jax.tree.structure(trial.config), []).append(trial)
     # Every one of them is checked before the first is compiled.
+    batches = [batch([trial.config for trial in group], seeds) for group in together.values()]
     runs = [
-        gorl.iterate(batch([trial.config for trial in group], seeds), keys_of([*seed_numbers] * len(group)))
-        for group in together.values()
+        gorl.iterate(batched, keys_of([*seed_numbers] * len(group)))
+        for batched, group in zip(batches, together.values(), strict=True)
     ]
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -126,7 +127,7 @@ def sweep(
     began = time.monotonic()
     done: list[tuple[Trial, gorl.Result]] = []  # with an axis of seeds
     rows: list[Row] = []
-    for chunks, group in zip(runs, together.values(), strict=True):
+    for batched, chunks, group in zip(batches, runs, together.values(), strict=True):
         config, count = group[0].config, len(group)
         labels = [(trial, seed) for trial in group for seed in seed_numbers]
         wall_seconds: list[float] = []
@@ -151,7 +152,7 @@ def sweep(
             say(f"stopped; what there is so far is in {directory / 'sweep.csv'}")
             return stop.exit_code
         assert state is not None
-        result = gorl.finish(batch([trial.config for trial in group], seeds), state)
+        result = gorl.finish(batched, state)
         rows = so_far + _labelled(_kept_rows(result, so_far[-len(labels) :]), labels, is_kept=True)
         gorl.write_whole(directory / "sweep.csv", table(rows))
         for index, trial in enumerate(group):
