@@ -5,27 +5,23 @@ which the noise between two runs does not touch. `sweep` trains settings in one 
 train` of its own, compilation included.
 """
 
-import json
 import pathlib
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import version
 from typing import Annotated
 
 import jax
-import rich.console
 import rich.table
 import typer
 
 import gorl
 
+from ._report import RESULTS, console, write
+
 GORL = (sys.executable, "-m", "gorl_cli")
-RESULTS = pathlib.Path(__file__).parent / "results" / "runs"
-console = rich.console.Console(highlight=False, width=None if sys.stdout.isatty() else 150)
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -34,20 +30,6 @@ def seconds_of(*arguments: str) -> float:
     began = time.perf_counter()
     subprocess.run([*GORL, *arguments], check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - began
-
-
-def machine() -> dict[str, str]:
-    """Where it was measured, and with what."""
-    packages = ("gorl", "jax", "jaxlib", "equinox", "mujoco-mjx")
-    return {"machine": platform.platform(), "device": jax.devices()[0].device_kind} | {
-        name: version(name) for name in packages
-    }
-
-
-def write(name: str, content: dict) -> None:
-    """Leaves the figures in a file."""
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    gorl.write_whole(RESULTS / f"{name}.json", json.dumps({**content, **machine()}, indent=2) + "\n")
 
 
 @app.command()
@@ -92,7 +74,10 @@ def checkpoints(
             f"{statistics.median(times['without']):.0f}",
         )
     console.print(table)
-    write(f"checkpoints_{task}", {"seeds": seeds, "steps": steps, "every": every, "methods": results})
+    write(
+        RESULTS / "runs" / f"checkpoints_{task}.json",
+        {"seeds": seeds, "steps": steps, "every": every, "methods": results},
+    )
 
 
 def saving(config: gorl.Config, steps: int, seeds: int, every: float) -> tuple[list[float], float, float]:
@@ -136,7 +121,10 @@ def sweep(
     table.add_row(f"{together:.0f}", " + ".join(f"{seconds:.0f}" for seconds in apart), f"{ratio:.2f}")
     console.print(table)
     content = {"method": method, "field": field, "values": values, "seeds": seeds, "steps": steps}
-    write(f"sweep_{task}", {**content, "seconds_of_sweep": together, "seconds_apart": apart, "ratio": ratio})
+    write(
+        RESULTS / "runs" / f"sweep_{task}.json",
+        {**content, "seconds_of_sweep": together, "seconds_apart": apart, "ratio": ratio},
+    )
 
 
 if __name__ == "__main__":

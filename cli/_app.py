@@ -43,12 +43,26 @@ def _is_input_error(error: ValueError) -> bool:
 
 
 @app.callback(invoke_without_command=True)
-def _root(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+    cache: Annotated[
+        pathlib.Path | None,
+        typer.Option(
+            metavar="DIRECTORY",
+            help="Where compiled programs are kept for the next time, or off. By default JAX_COMPILATION_CACHE_DIR, "
+            "or a directory of gorl's in the user's cache.",
+        ),
+    ] = None,
+) -> None:
     if version:
         from importlib.metadata import version as installed_version
 
         print(f"gorl {installed_version('gorl')}")
         raise typer.Exit
+
+    from ._cache import keep_programs
+
+    keep_programs(cache)
 
 
 @app.command()

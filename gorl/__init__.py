@@ -23,9 +23,13 @@ from ._decoder import (
 from ._env import (
     EnvConfig as EnvConfig,
     Environment as Environment,
+    Episode as Episode,
+    Episodes as Episodes,
     MultiGoal as MultiGoal,
+    Outcome as Outcome,
     environments as environments,
     family as family,
+    load as load_environment,
 )
 from ._errors import (
     DamagedFileError as DamagedFileError,
@@ -63,6 +67,7 @@ from ._policy import Policy as Policy, StagedDecoder as StagedDecoder
 from ._preset import preset as preset, reschedule as reschedule
 from ._regression import Fit as Fit, Refinement as Refinement, fit_decoder as fit_decoder
 from ._render import Film as Film, render as render
+from ._rollout import Workers as Workers, demonstrate as demonstrate, rollout as rollout
 from ._schedule import Chunk as Chunk, Phase as Phase, schedule as schedule
 from ._statistics import RunningStatistics as RunningStatistics
 from ._train import (

@@ -1,0 +1,61 @@
+"""What the benchmarks share: clocks, where they were read, and how what was found is left and shown."""
+
+import json
+import os
+import pathlib
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Any
+
+import jax
+import rich.console
+import rich.table
+
+import gorl
+
+RESULTS = pathlib.Path(__file__).parent / "results"
+PACKAGES = ("gorl", "jax", "jaxlib", "equinox", "diffrax", "mujoco-mjx", "brax")
+console = rich.console.Console(highlight=False, width=None if sys.stdout.isatty() else 150)
+
+
+def machine() -> dict[str, Any]:
+    """Where it was measured, and with what."""
+    return {
+        "machine": platform.platform(),
+        "device": jax.devices()[0].device_kind,
+        "devices": len(jax.devices()),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+    } | {name: version(name) for name in PACKAGES}
+
+
+def write(path: pathlib.Path, content: dict[str, Any]) -> None:
+    """Leaves figures in a JSON file, with where they were measured."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    gorl.write_whole(path, json.dumps({**content, **machine()}, indent=2) + "\n")
+
+
+def seconds(function: Callable[..., Any], *arguments: Any, repeats: int = 5) -> float:
+    """The median time of a call, once it has been compiled and its buffers are there."""
+    jax.block_until_ready(function(*arguments))
+    return statistics.median(once(function, *arguments) for _ in range(repeats))
+
+
+def once(function: Callable[..., Any], *arguments: Any) -> float:
+    """The time of one call until its results are there."""
+    began = time.perf_counter()
+    jax.block_until_ready(function(*arguments))
+    return time.perf_counter() - began
+
+
+def table(title: str, columns: dict[str, list[str]], left: tuple[str, ...] = ()) -> None:
+    """Prints columns by their headings; numbers, which most are, to the right."""
+    shown = rich.table.Table(title=title, title_justify="left")
+    for name in columns:
+        shown.add_column(name, justify="left" if name in left else "right", no_wrap=True)
+    for row in zip(*columns.values(), strict=True):
+        shown.add_row(*row)
+    console.print(shown)
