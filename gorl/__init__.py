@@ -29,7 +29,7 @@ from ._env import (
     Outcome as Outcome,
     environments as environments,
     family as family,
-    load as load_environment,
+    load_environment as load_environment,
 )
 from ._errors import (
     DamagedFileError as DamagedFileError,

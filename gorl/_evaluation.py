@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped
 
-from ._env import EnvConfig, Environment, Episode, Episodes, load
+from ._env import EnvConfig, Environment, Episode, Episodes, load_environment
 from ._errors import InputError
 from ._policy import Policy
 from ._types import RandomKey
@@ -116,7 +116,7 @@ def load_for(env: EnvConfig | Environment | str, policy: Policy) -> Episodes:
     `gorl.InputError` if the environment is unknown, or the policy was made for one of other sizes.
     """
     config = env if isinstance(env, EnvConfig) else EnvConfig(env)  # pyright: ignore[reportArgumentType]
-    episodes = load(config)
+    episodes = load_environment(config)
     policy_sizes = (policy.observation_size, policy.action_size)
     sizes = (episodes.observation_size, episodes.action_size)
     if policy_sizes != sizes:

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree, UInt32
 
 from ._config import Config, as_arrays
 from ._decoder import AbstractDecoder
-from ._env import load
+from ._env import load_environment
 from ._errors import InputError
 from ._evaluation import episode_returns
 from ._learner import AbstractEncoder
@@ -187,7 +187,7 @@ def prepare(config: Config) -> Config:
     `gorl.InputError`
     """
     config.check()
-    episodes = load(config.env)
+    episodes = load_environment(config.env)
     if config.num_stages > 1:
         config.refinement.check(episodes.num_steps)
     return as_arrays(config)
@@ -195,7 +195,7 @@ def prepare(config: Config) -> Config:
 
 def _start(config: Config, key: RandomKey) -> TrainState:
     """The state before the first chunk: fresh networks, no episode running, nothing evaluated yet."""
-    episodes = load(config.env)
+    episodes = load_environment(config.env)
     memory_key, decoder_key, _ = jax.random.split(key, 3)
     memory = config.learner.init(episodes.observation_size, episodes.action_size, memory_key)
     statistics = RunningStatistics.empty(episodes.observation_size)
@@ -235,7 +235,12 @@ def _learn(config: Config, state: TrainState, chunk: Chunk, key: RandomKey) -> T
     rollout_key, update_key = jax.random.split(key)
     policy = _policy(config, learner.encoder(state.memory), state.decoder, chunk.stage > 0)
     workers, experience = rollout(
-        load(config.env).in_training, policy, state.workers, learner.num_unrolls, learner.unroll_length, rollout_key
+        load_environment(config.env).in_training,
+        policy,
+        state.workers,
+        learner.num_unrolls,
+        learner.unroll_length,
+        rollout_key,
     )
     memory, metrics = learner.update(state.memory, experience, update_key, jnp.asarray(chunk.progress))
     state = eqx.tree_at(lambda s: (s.memory, s.workers, s.latest_metrics), state, (memory, workers, metrics))
@@ -253,7 +258,7 @@ def _evaluate(
     current = config.learner.encoder(state.memory)
     encoder = where(chunk.is_final, state.best.encoder, current)
     policy = _policy(config, encoder, state.decoder, chunk.stage > 0)
-    returns = episode_returns(load(config.env), policy, key, config.evaluation_episodes)
+    returns = episode_returns(load_environment(config.env), policy, key, config.evaluation_episodes)
     # A policy of NaN ends its episodes at once, which can look better than a policy that gets nowhere.
     returns = jnp.where(is_finite(encoder), returns, jnp.nan)
     mean_return = jnp.mean(returns)
@@ -293,7 +298,7 @@ def _tell(
 def _refine(config: Config, state: TrainState, chunk: Chunk, key: RandomKey) -> TrainState:
     """Ends a stage: a fresh decoder is fitted to what the best encoder does, and a fresh encoder starts on it."""
     data_key, decoder_key, fit_key, memory_key = jax.random.split(key, 4)
-    episodes = load(config.env)
+    episodes = load_environment(config.env)
     policy = _policy(config, state.best.encoder, state.decoder, chunk.stage > 0)
     observations, actions, latents = demonstrate(
         episodes,
@@ -346,7 +351,7 @@ def _finish(config: Config, state: TrainState) -> Result:
 
 
 def _policy(config: Config, encoder: AbstractEncoder, decoder: AbstractDecoder, fitted: PyTree) -> Policy:
-    episodes = load(config.env)
+    episodes = load_environment(config.env)
     return Policy(encoder, StagedDecoder(decoder, fitted), episodes.observation_size, episodes.action_size)
 
 

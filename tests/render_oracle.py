@@ -43,7 +43,7 @@ def main():
 
     with install_import_hook("gorl", "beartype.beartype"):
         import gorl
-    from gorl._env import load
+    from gorl._env import load_environment
 
     class SlideState(eqx.Module):
         obs: jax.Array
@@ -211,7 +211,7 @@ def main():
     # What MuJoCo Playground and Brax draw themselves, of the same start state and from the same place.
     def against(config, size, draw):
         film = gorl.render(config, policy(*size), key, num_episodes=2, height=120, width=160, frames_per_second=1000.0)
-        episodes = load(config)
+        episodes = load_environment(config)
         start = jax.tree.map(lambda leaf: leaf[1], jax.jit(jax.vmap(episodes.start))(jax.random.split(start_key, 2)))
         count = film.num_frames[1]
         return {

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import gorl
-from gorl._env import load
+from gorl._env import load_environment
 from gorl._rollout import Workers, rollout
 
 PLAYGROUND = sorted(name for name in gorl.environments() if not name.startswith("brax/") and name != "MultiGoal")
@@ -69,7 +69,7 @@ def test_built_in_sizes():
 
 
 def assert_same_steps(config, env, num_steps=3):
-    episodes = load(config)
+    episodes = load_environment(config)
 
     @jax.jit
     def both(episode, action):
@@ -98,21 +98,21 @@ def test_a_brax_environment_steps_as_by_itself_on_every_backend(backend):
 
 def test_an_episode_starts_where_the_environment_itself_does():
     key, options = jax.random.key(0), {"backend": "spring"}
-    start = load(gorl.EnvConfig("brax/inverted_pendulum", **options)).start(key)
+    start = load_environment(gorl.EnvConfig("brax/inverted_pendulum", **options)).start(key)
     state = jax.jit(raw_brax("brax/inverted_pendulum", **options).reset)(key)
     jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, atol=1e-5), start.state, state)
 
 
 def test_brax_backend_defaults_to_the_environments_own():
     # The backends keep states of different types, which tracing shows without compiling any physics.
-    start = jax.eval_shape(load(gorl.EnvConfig("brax/inverted_pendulum")).start, jax.random.key(0))
+    start = jax.eval_shape(load_environment(gorl.EnvConfig("brax/inverted_pendulum")).start, jax.random.key(0))
     state = jax.eval_shape(raw_brax("brax/inverted_pendulum").reset, jax.random.key(0))
     assert jax.tree.structure(start.state) == jax.tree.structure(state)
 
 
 @pytest.mark.parametrize("name", ["CartpoleSwingup", "brax/inverted_pendulum"])
 def test_episodes_of_the_shipped_environments_are_1000_steps(name):
-    assert load(gorl.EnvConfig(name)).num_steps == 1000
+    assert load_environment(gorl.EnvConfig(name)).num_steps == 1000
 
 
 # --- The built-in environment. ---
@@ -151,14 +151,14 @@ def play(episodes, num_steps):
 
 
 def test_the_time_limit_truncates_and_does_not_terminate(counting):
-    episode, outcomes = play(load(gorl.EnvConfig(counting(episode_length=4))), 4)
+    episode, outcomes = play(load_environment(gorl.EnvConfig(counting(episode_length=4))), 4)
     assert outcomes.truncated.tolist() == [False, False, False, True]
     assert not outcomes.terminated.any()
     assert bool(episode.over)
 
 
 def test_a_terminal_state_terminates_and_does_not_truncate(counting):
-    episode, outcomes = play(load(gorl.EnvConfig(counting(terminates_at=3))), 3)
+    episode, outcomes = play(load_environment(gorl.EnvConfig(counting(terminates_at=3))), 3)
     assert outcomes.terminated.tolist() == [False, False, True]
     assert not outcomes.truncated.any()
     assert bool(episode.over)
@@ -166,27 +166,27 @@ def test_a_terminal_state_terminates_and_does_not_truncate(counting):
 
 def test_a_terminal_state_in_the_last_step_is_a_termination_only(counting):
     # Were it called a truncation too, the value of a terminal state would leak into the advantage.
-    _, outcomes = play(load(gorl.EnvConfig(counting(terminates_at=4, episode_length=4))), 4)
+    _, outcomes = play(load_environment(gorl.EnvConfig(counting(terminates_at=4, episode_length=4))), 4)
     assert outcomes.terminated[-1]
     assert not outcomes.truncated[-1]
 
 
 def test_a_configured_time_limit_takes_the_place_of_the_environments_own(counting):
     env = counting(episode_length=4)
-    assert load(gorl.EnvConfig(env)).num_steps == 4
-    _, outcomes = play(load(gorl.EnvConfig(env, episode_length=6)), 6)
+    assert load_environment(gorl.EnvConfig(env)).num_steps == 4
+    _, outcomes = play(load_environment(gorl.EnvConfig(env, episode_length=6)), 6)
     assert outcomes.truncated.tolist() == [False] * 5 + [True]
 
 
 def test_action_repeat_sums_rewards_and_counts_every_control_step(counting):
-    episode, outcomes = play(load(gorl.EnvConfig(counting(episode_length=6), action_repeat=3)), 2)
+    episode, outcomes = play(load_environment(gorl.EnvConfig(counting(episode_length=6), action_repeat=3)), 2)
     assert outcomes.reward.tolist() == [1 + 2 + 3, 4 + 5 + 6]
     assert outcomes.truncated.tolist() == [False, True]
     assert episode.elapsed == 6
 
 
 def test_action_repeat_that_does_not_divide_the_episode_ends_it_late_rather_than_early(counting):
-    episodes = load(gorl.EnvConfig(counting(episode_length=7), action_repeat=3))
+    episodes = load_environment(gorl.EnvConfig(counting(episode_length=7), action_repeat=3))
     assert episodes.num_steps == 3
     _, outcomes = play(episodes, 3)
     assert outcomes.truncated.tolist() == [False, False, True]
@@ -194,7 +194,7 @@ def test_action_repeat_that_does_not_divide_the_episode_ends_it_late_rather_than
 
 def test_nothing_is_earned_after_a_termination_inside_an_action_repeat(counting):
     # The episode terminates with its third control step, the first of the second action.
-    _, outcomes = play(load(gorl.EnvConfig(counting(terminates_at=3), action_repeat=2)), 2)
+    _, outcomes = play(load_environment(gorl.EnvConfig(counting(terminates_at=3), action_repeat=2)), 2)
     assert outcomes.terminated.tolist() == [False, True]
     assert outcomes.reward.tolist() == [1 + 2, 3]
 
@@ -215,7 +215,7 @@ class Blip(eqx.Module):
 
 
 def test_a_termination_inside_an_action_repeat_is_not_missed(counting):
-    _, outcomes = play(load(gorl.EnvConfig(Blip(counting()), action_repeat=2)), 2)
+    _, outcomes = play(load_environment(gorl.EnvConfig(Blip(counting()), action_repeat=2)), 2)
     assert outcomes.terminated.tolist() == [False, True]
 
 
@@ -237,13 +237,13 @@ class BlowsUp(eqx.Module):
 
 
 def test_a_simulation_that_blows_up_ends_with_a_finite_reward(counting):
-    _, outcomes = play(load(gorl.EnvConfig(BlowsUp(counting()))), 3)
+    _, outcomes = play(load_environment(gorl.EnvConfig(BlowsUp(counting()))), 3)
     assert outcomes.terminated.tolist() == [False, False, True]
     assert outcomes.reward.tolist() == [1, 2, 0]
 
 
 def test_a_simulation_that_blows_up_does_not_reach_the_learner(counting, make_policy):
-    episodes = load(gorl.EnvConfig(BlowsUp(counting())))
+    episodes = load_environment(gorl.EnvConfig(BlowsUp(counting())))
     _, experience = rollout(episodes, make_policy(2, 1, plain=True), Workers.idle(episodes, 4), 3, 4, jax.random.key(0))
     assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(experience))
 
@@ -253,7 +253,7 @@ def test_a_simulation_that_blows_up_does_not_reach_the_learner(counting, make_po
 
 def test_a_restart_draws_a_fresh_start_state_every_time(counting, make_policy):
     # The public GoRL code returns to the first start state of each slot for ever.
-    episodes, policy = load(gorl.EnvConfig(counting(episode_length=6))), make_policy(2, 1, plain=True)
+    episodes, policy = load_environment(gorl.EnvConfig(counting(episode_length=6))), make_policy(2, 1, plain=True)
     _, experience = rollout(episodes, policy, Workers.idle(episodes, 2), 60, 4, jax.random.key(0))
     starts = experience.observation[experience.observation[..., 1] == 0][:, 0]
     assert len(starts) == 2 * 60 * 4 / 6
@@ -261,14 +261,14 @@ def test_a_restart_draws_a_fresh_start_state_every_time(counting, make_policy):
 
 
 def test_short_episodes_share_a_start_state_within_an_unroll_only(counting, make_policy):
-    episodes, policy = load(gorl.EnvConfig(counting(episode_length=2))), make_policy(2, 1, plain=True)
+    episodes, policy = load_environment(gorl.EnvConfig(counting(episode_length=2))), make_policy(2, 1, plain=True)
     _, experience = rollout(episodes, policy, Workers.idle(episodes, 1), 20, 4, jax.random.key(0))
     # The last step of an unroll restarts as well, so that the next one begins with the start state of this one.
     assert len(np.unique(experience.observation[..., 0])) == 20
 
 
 def test_an_episode_runs_on_into_the_next_rollout(counting, make_policy):
-    episodes, policy = load(gorl.EnvConfig(counting(episode_length=7))), make_policy(2, 1, plain=True)
+    episodes, policy = load_environment(gorl.EnvConfig(counting(episode_length=7))), make_policy(2, 1, plain=True)
     workers, first = rollout(episodes, policy, Workers.idle(episodes, 3), 1, 5, jax.random.key(0))
     _, second = rollout(episodes, policy, workers, 1, 5, jax.random.key(1))
     counts = np.concatenate([first.observation[:, 0, 1], second.observation[:, 0, 1]])
@@ -292,7 +292,7 @@ def test_termination_restarts_one_environment_and_leaves_the_others_alone(counti
             ends = (after.obs[0] < 0.5) & (after.obs[1] >= 2)
             return eqx.tree_at(lambda s: s.done, after, ends.astype(jnp.float32))
 
-    episodes = load(gorl.EnvConfig(Sooner()))
+    episodes = load_environment(gorl.EnvConfig(Sooner()))
     _, experience = rollout(
         episodes, make_policy(2, 1, plain=True), Workers.idle(episodes, 32), 1, 3, jax.random.key(0)
     )
@@ -303,7 +303,7 @@ def test_termination_restarts_one_environment_and_leaves_the_others_alone(counti
 
 
 def test_recorded_observations_are_those_that_were_acted_on(make_policy):
-    episodes, policy = load(gorl.EnvConfig("MultiGoal", episode_length=7)), make_policy(2, 2)
+    episodes, policy = load_environment(gorl.EnvConfig("MultiGoal", episode_length=7)), make_policy(2, 2)
     _, experience = rollout(episodes, policy, Workers.idle(episodes, 4), 2, 5, jax.random.key(0))
 
     def act(observation, latent):
@@ -318,7 +318,7 @@ def test_recorded_observations_are_those_that_were_acted_on(make_policy):
 
 def test_the_environment_receives_the_tanh_of_the_recorded_action(make_policy):
     env = gorl.MultiGoal()
-    episodes = load(gorl.EnvConfig("MultiGoal"))
+    episodes = load_environment(gorl.EnvConfig("MultiGoal"))
     _, experience = rollout(episodes, make_policy(2, 2, plain=True), Workers.idle(episodes, 4), 1, 6, jax.random.key(0))
     # MultiGoal's state is its observation, so that a step can be done again from what was recorded.
     blank = jax.tree.map(jnp.zeros_like, env.reset(jax.random.key(0)))
@@ -333,7 +333,7 @@ def test_the_environment_receives_the_tanh_of_the_recorded_action(make_policy):
 
 
 def test_training_length_cuts_training_episodes(counting, make_policy):
-    episodes = load(gorl.EnvConfig(counting(), training_length=3)).in_training
+    episodes = load_environment(gorl.EnvConfig(counting(), training_length=3)).in_training
     _, experience = rollout(episodes, make_policy(2, 1, plain=True), Workers.idle(episodes, 2), 1, 6, jax.random.key(0))
     assert experience.truncated[:, 0].tolist() == [False, False, True] * 2
     assert not experience.terminated.any()
@@ -398,7 +398,7 @@ def _bool(value):
 )
 def test_careless_types_are_matched(counting, make_policy, start, after):
     env = Careless(counting(terminates_at=3), start, after)
-    episodes = load(gorl.EnvConfig(env))
+    episodes = load_environment(gorl.EnvConfig(env))
     _, experience = rollout(episodes, make_policy(2, 1, plain=True), Workers.idle(episodes, 2), 1, 6, jax.random.key(0))
     assert experience.reward[:, 0].tolist() == [1, 2, 3] * 2
     assert experience.terminated[:, 0].tolist() == [False, False, True] * 2
@@ -417,19 +417,19 @@ def test_a_fractional_reward_survives_a_reset_that_starts_with_an_integer(counti
         def step(self, state, action):
             return eqx.tree_at(lambda s: s.reward, counting().step(state, action), jnp.asarray(0.5))
 
-    _, outcomes = play(load(gorl.EnvConfig(Half())), 2)
+    _, outcomes = play(load_environment(gorl.EnvConfig(Half())), 2)
     assert outcomes.reward.tolist() == [0.5, 0.5]
 
 
 def test_an_object_without_an_episode_length_has_a_thousand_steps(counting):
-    assert load(gorl.EnvConfig(Blip(counting()))).num_steps == 1000
+    assert load_environment(gorl.EnvConfig(Blip(counting()))).num_steps == 1000
 
 
 def test_an_environment_object_goes_straight_into_a_config(counting):
     env = counting()
     config = gorl.Config(env=env)
     assert config.env.name == gorl.EnvConfig(env).name
-    assert load(config.env).observation_size == 2
+    assert load_environment(config.env).observation_size == 2
     assert config == gorl.Config(env=env)
     assert config != gorl.Config(env=counting())
 
@@ -458,7 +458,7 @@ def module(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("attribute", ["Short", "make", "made"])
 def test_an_environment_of_ones_own_by_name(module, attribute):
-    episodes = load(gorl.EnvConfig(f"{module}:{attribute}"))
+    episodes = load_environment(gorl.EnvConfig(f"{module}:{attribute}"))
     assert (episodes.num_steps, episodes.observation_size, episodes.action_size) == (7, 2, 2)
 
 
@@ -488,7 +488,7 @@ def test_a_misspelt_name_is_answered_with_the_nearest(misspelt, meant):
 
 def test_input_errors_are_value_errors():
     with pytest.raises(ValueError, match="CheetahRun"):
-        load(gorl.EnvConfig("CheetaRun"))
+        load_environment(gorl.EnvConfig("CheetaRun"))
 
 
 @pytest.mark.parametrize(
@@ -508,7 +508,7 @@ def test_an_option_that_does_not_fit_the_environment(env, message):
 
 def test_a_brax_environment_that_does_not_run_on_a_backend():
     with pytest.raises(gorl.InputError, match="brax/swimmer does not run on the spring backend: choose another"):
-        load(gorl.EnvConfig("brax/swimmer", backend="spring"))
+        load_environment(gorl.EnvConfig("brax/swimmer", backend="spring"))
 
 
 @pytest.mark.parametrize(
@@ -516,12 +516,12 @@ def test_a_brax_environment_that_does_not_run_on_a_backend():
 )
 def test_a_name_that_cannot_be_imported(name):
     with pytest.raises(gorl.InputError, match="cannot be imported"):
-        load(gorl.EnvConfig(name))
+        load_environment(gorl.EnvConfig(name))
 
 
 def test_a_name_of_something_that_is_no_environment(module):
     with pytest.raises(gorl.InputError, match="is no environment: it lacks reset, step"):
-        load(gorl.EnvConfig(f"{module}:nothing"))
+        load_environment(gorl.EnvConfig(f"{module}:nothing"))
 
 
 def modified(env, **changes):
@@ -534,12 +534,12 @@ def modified(env, **changes):
 def test_an_object_that_lacks_a_part(counting, part):
     env = modified(counting(), **{part: None})()
     with pytest.raises(gorl.InputError, match=f"Modified is no environment: it lacks {part} .*gorl.Environment"):
-        load(gorl.EnvConfig(env))
+        load_environment(gorl.EnvConfig(env))
 
 
 def test_a_class_in_place_of_an_object(counting):
     with pytest.raises(gorl.InputError):
-        load(gorl.EnvConfig(counting))
+        load_environment(gorl.EnvConfig(counting))
 
 
 def changed_state(function, **changes):
@@ -559,21 +559,21 @@ def test_an_observation_that_is_not_finite(counting, method, value):
     bad = jnp.asarray([0.5, value])
     broken = modified(env, **{method: changed_state(getattr(env, method), obs=bad)})()
     with pytest.raises(gorl.InputError, match=rf"Modified\.{method} returns holds NaN or infinity: mend"):
-        load(gorl.EnvConfig(broken))
+        load_environment(gorl.EnvConfig(broken))
 
 
 def test_an_observation_of_the_wrong_length(counting):
     env = counting()
     broken = modified(env, observation_size=3)()
     with pytest.raises(gorl.InputError, match=r"one vector of observation_size = 3 numbers, not \(2,\)"):
-        load(gorl.EnvConfig(broken))
+        load_environment(gorl.EnvConfig(broken))
 
 
 def test_an_observation_that_is_no_vector(counting):
     env = counting()
     broken = modified(env, reset=changed_state(env.reset, obs={"position": jnp.zeros(2)}))()
     with pytest.raises(gorl.InputError, match="one vector of observation_size = 2 numbers"):
-        load(gorl.EnvConfig(broken))
+        load_environment(gorl.EnvConfig(broken))
 
 
 @pytest.mark.parametrize("part", ["reward", "done"])
@@ -582,13 +582,13 @@ def test_a_reward_or_done_that_is_no_scalar(counting, method, part):
     env = counting()
     broken = modified(env, **{method: changed_state(getattr(env, method), **{part: jnp.zeros(1)})})()
     with pytest.raises(gorl.InputError, match="scalar reward and a scalar done"):
-        load(gorl.EnvConfig(broken))
+        load_environment(gorl.EnvConfig(broken))
 
 
 def test_a_state_that_lacks_a_part(counting):
     broken = modified(counting(), reset=staticmethod(lambda key: {"obs": jnp.zeros(2)}))()
     with pytest.raises(gorl.InputError, match="lacks 'obs'"):
-        load(gorl.EnvConfig(broken))
+        load_environment(gorl.EnvConfig(broken))
 
 
 def test_reset_and_step_of_different_structure(counting, tiny):

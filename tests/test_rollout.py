@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 
 import gorl
-from gorl._env import load
+from gorl._env import load_environment
 from gorl._rollout import Workers, demonstrate, rollout
 
 
 @pytest.mark.parametrize("terminates_at", [3, 1_000_000], ids=["terminated", "truncated"])
 def test_the_next_observation_is_the_one_before_the_restart(counting, make_policy, terminates_at):
-    episodes = load(gorl.EnvConfig(counting(terminates_at, episode_length=5)))
+    episodes = load_environment(gorl.EnvConfig(counting(terminates_at, episode_length=5)))
     _, experience = rollout(episodes, make_policy(2, 1, plain=True), Workers.idle(episodes, 3), 4, 5, jax.random.key(0))
     over = np.asarray(experience.terminated | experience.truncated)
     assert over[:, 0].nonzero()[0].tolist() == list(range(min(terminates_at, 5) - 1, 20, min(terminates_at, 5)))
@@ -24,7 +24,7 @@ def test_the_next_observation_is_the_one_before_the_restart(counting, make_polic
 
 
 def test_a_demonstration_is_what_the_decoder_makes_of_latents_of_the_encoder(make_policy):
-    episodes, policy = load(gorl.EnvConfig("MultiGoal", episode_length=12)), make_policy(2, 2)
+    episodes, policy = load_environment(gorl.EnvConfig("MultiGoal", episode_length=12)), make_policy(2, 2)
     observations, actions, latents = eqx.filter_jit(demonstrate)(episodes, policy, 200, 1, 5, jax.random.key(0))
     assert observations.shape == actions.shape == latents.shape == (200, 12, 2)
     decoded = jax.vmap(jax.vmap(policy.decoder.decode))(observations, latents)
@@ -37,7 +37,7 @@ def test_a_demonstration_is_what_the_decoder_makes_of_latents_of_the_encoder(mak
 
 
 def test_a_demonstration_keeps_one_step_in_a_stride_at_random_places(counting, make_policy):
-    episodes = load(gorl.EnvConfig(counting(episode_length=11)))
+    episodes = load_environment(gorl.EnvConfig(counting(episode_length=11)))
     policy = make_policy(2, 1, plain=True)
     observations, actions, latents = eqx.filter_jit(demonstrate)(episodes, policy, 300, 3, 4, jax.random.key(0))
     assert observations.shape == (300, 3, 2)  # the last two steps are no whole stride
@@ -52,7 +52,7 @@ def test_a_demonstration_keeps_one_step_in_a_stride_at_random_places(counting, m
 
 
 def test_after_a_termination_a_demonstration_goes_on_with_another_episode(counting, make_policy):
-    episodes = load(gorl.EnvConfig(counting(terminates_at=4, episode_length=10)))
+    episodes = load_environment(gorl.EnvConfig(counting(terminates_at=4, episode_length=10)))
     observations, _, _ = eqx.filter_jit(demonstrate)(
         episodes, make_policy(2, 1, plain=True), 5, 1, 10, jax.random.key(0)
     )
@@ -68,7 +68,7 @@ def test_start_states_are_drawn_only_when_some_were_used(counting, make_policy):
             jax.debug.callback(lambda start: drawn.append(float(start)), state.obs[0])
             return state
 
-    episodes, policy = load(gorl.EnvConfig(Watched(episode_length=12))), make_policy(2, 1, plain=True)
+    episodes, policy = load_environment(gorl.EnvConfig(Watched(episode_length=12))), make_policy(2, 1, plain=True)
 
     @jax.jit
     @jax.vmap

@@ -1,4 +1,4 @@
-"""Environments by name. A new family is a new module here and a line in [`load`][]."""
+"""Environments by name. A new family is a new module here and a line in [`load_environment`][]."""
 
 import functools
 from typing import Any
@@ -36,7 +36,7 @@ def family(name: str) -> str:
     return "built in"
 
 
-def load(config: EnvConfig) -> Episodes:
+def load_environment(config: EnvConfig) -> Episodes:
     """Loads the environment that `config` names and checks that it can be trained on.
 
     **Raises:**
