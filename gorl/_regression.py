@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from ._decoder import AbstractDecoder
 from ._errors import InputError
 from ._hyperparameters import count, real, size
+from ._shuffle import shuffle
 from ._trainable import split_trainable
 from ._tree import where
 from ._types import Integer, RandomKey, Real
@@ -106,40 +107,42 @@ def fit_decoder(
 
     The decoder, and how it went.
     """
-    pairs = (observations, actions, latents)
-    heldout = jax.tree.map(lambda leaf: _flat(leaf[: refinement.num_heldout]), pairs)
-    fitted = jax.tree.map(lambda leaf: _flat(leaf[refinement.num_heldout :]), pairs)
-    num_batches = fitted[0].shape[0] // refinement.batch_size
+    # Everything is by index into these: holding out and shuffling copy nothing.
+    num_episodes, num_kept, _ = observations.shape
+    num_pairs, num_heldout = num_episodes * num_kept, refinement.num_heldout * num_kept
+    num_fitted = num_pairs - num_heldout
+    pairs = jax.tree.map(lambda leaf: leaf.reshape(num_pairs, leaf.shape[-1]), (observations, actions, latents))
+    num_batches = num_fitted // refinement.batch_size
     optimiser = optax.adam(refinement.learning_rate)  # pyright: ignore[reportArgumentType]
     heldout_key, key = jax.random.split(key)
 
-    def pair_loss(decoder: AbstractDecoder, pair: PyTree[Array], key: RandomKey) -> Float[Array, ""]:
-        observation, action, latent = pair
+    def losses(decoder: AbstractDecoder, chosen: Int[Array, " pairs"], key: RandomKey) -> Float[Array, "pairs draws"]:
+        # One flat batch of rows: another axis for the draws would put transposes around every product of matrices.
+        rows = jnp.repeat(chosen, refinement.num_draws)
+        observation, action, latent = jax.tree.map(lambda leaf: leaf[rows], pairs)
         loss_key, latent_key = jax.random.split(key)
-        draws = (refinement.num_draws, action.size)
-        latents = jax.random.normal(latent_key, draws) if latent is None else jnp.broadcast_to(latent, draws)
-        loss = jax.vmap(decoder.loss, in_axes=(None, 0, None, 0))
-        return jnp.mean(loss(observation, latents, action, jax.random.split(loss_key, refinement.num_draws)))
+        if latent is None:
+            latent = jax.random.normal(latent_key, action.shape)
+        keys = jax.random.split(loss_key, rows.size)
+        loss = jax.vmap(decoder.loss)(observation, latent, action, keys)
+        return loss.reshape(-1, refinement.num_draws)
 
-    def mean_loss(trainable: PyTree, rest: PyTree, pairs: PyTree[Array], key: RandomKey) -> Float[Array, ""]:
-        keys = jax.random.split(key, refinement.batch_size)
-        return jnp.mean(jax.vmap(pair_loss, in_axes=(None, 0, 0))(eqx.combine(trainable, rest), pairs, keys))
+    def mean_loss(trainable: PyTree, rest: PyTree, chosen: Int[Array, " batch"], key: RandomKey) -> Float[Array, ""]:
+        return jnp.mean(losses(eqx.combine(trainable, rest), chosen, key))
 
     def batch_step(carry: tuple[AbstractDecoder, PyTree], inputs: tuple) -> tuple[tuple, Float[Array, ""]]:
         decoder, optimiser_state = carry
-        chosen, key = inputs
-        batch = jax.tree.map(lambda leaf: leaf[chosen], fitted)
         trainable, rest = split_trainable(decoder)
-        loss, gradient = jax.value_and_grad(mean_loss)(trainable, rest, batch, key)
+        loss, gradient = jax.value_and_grad(mean_loss)(trainable, rest, *inputs)
         updates, optimiser_state = optimiser.update(gradient, optimiser_state)
         return (eqx.combine(optax.apply_updates(trainable, updates), rest), optimiser_state), loss
 
     def epoch(search: _Search) -> _Search:
         order_key, noise_key = jax.random.split(jax.random.fold_in(key, search.fit.num_epochs))
-        order = jax.random.permutation(order_key, fitted[0].shape[0])
+        order = num_heldout + shuffle(order_key, num_fitted)
         batches = order[: num_batches * refinement.batch_size].reshape(num_batches, refinement.batch_size)
         carry = (search.decoder, search.optimiser_state)
-        carry, losses = jax.lax.scan(batch_step, carry, (batches, jax.random.split(noise_key, num_batches)))
+        carry, training_losses = jax.lax.scan(batch_step, carry, (batches, jax.random.split(noise_key, num_batches)))
         decoder, optimiser_state = carry
         loss = heldout_loss(decoder)
         better = loss < search.fit.heldout_loss
@@ -147,15 +150,22 @@ def fit_decoder(
             decoder,
             optimiser_state,
             where(better, decoder, search.best),
-            Fit(jnp.mean(losses), jnp.where(better, loss, search.fit.heldout_loss), search.fit.num_epochs + 1),
+            Fit(jnp.mean(training_losses), jnp.where(better, loss, search.fit.heldout_loss), search.fit.num_epochs + 1),
             jnp.where(better, 0, search.stale + 1),
         )
 
     def heldout_loss(decoder: AbstractDecoder) -> Float[Array, ""]:
         """The loss on the pairs held out, a batch at a time, so that it needs no more memory than a gradient step."""
-        inputs = (heldout, jax.random.split(heldout_key, heldout[0].shape[0]))
-        losses = jax.lax.map(lambda each: pair_loss(decoder, *each), inputs, batch_size=refinement.batch_size)
-        return jnp.mean(losses)
+        count = -(-num_heldout // refinement.batch_size)
+        chosen = jnp.arange(count * -(-num_heldout // count)).reshape(count, -1)
+
+        def batch_loss(inputs: tuple[Int[Array, " batch"], RandomKey]) -> Float[Array, ""]:
+            chosen, key = inputs
+            counts = chosen < num_heldout  # the last batch is filled up with pairs that do not count
+            return jnp.sum(losses(decoder, jnp.minimum(chosen, num_heldout - 1), key), where=counts[:, None])
+
+        total = jnp.sum(jax.lax.map(batch_loss, (chosen, jax.random.split(heldout_key, count))))
+        return total / (num_heldout * refinement.num_draws)
 
     def goes_on(search: _Search) -> Bool[Array, ""]:
         return (search.fit.num_epochs < refinement.num_epochs) & (search.stale < refinement.patience)
@@ -164,7 +174,3 @@ def fit_decoder(
     search = _Search(decoder, optimiser.init(split_trainable(decoder)[0]), decoder, start, jnp.zeros((), jnp.int32))
     search = jax.lax.while_loop(goes_on, epoch, search)
     return search.best, search.fit
-
-
-def _flat(pairs: Float[Array, "episodes kept size"]) -> Float[Array, "pairs size"]:
-    return pairs.reshape(-1, pairs.shape[-1])

@@ -12,6 +12,7 @@ from .._advantage import generalised_advantage
 from .._errors import InputError
 from .._hyperparameters import real, size
 from .._network import perceptron
+from .._shuffle import shuffle
 from .._trainable import split_trainable
 from .._tree import is_finite, where
 from .._types import RandomKey, Real
@@ -157,7 +158,7 @@ class AbstractClippedLearner(AbstractLearner[ActorCritic]):
         optimiser = self._optimiser(progress)
 
         def epoch(memory: ActorCritic, key: RandomKey) -> tuple[ActorCritic, dict[str, Array]]:
-            order = jax.random.permutation(key, batch.advantage.shape[0])
+            order = shuffle(key, batch.advantage.shape[0])
             minibatches = order.reshape(self.num_minibatches, -1)
 
             def step(memory: ActorCritic, chosen: Int[Array, " minibatch"]) -> tuple[ActorCritic, dict[str, Array]]:
@@ -185,7 +186,9 @@ class AbstractClippedLearner(AbstractLearner[ActorCritic]):
         """Everything that the gradient steps of one iteration need, computed once, in one flat list of steps."""
         normalise = memory.encoder.statistics.normalise
         evaluate = jax.vmap(memory.value)
-        values = jax.vmap(evaluate)(normalise(experience.observation))[..., 0]
+        # One flat batch: with two axes every product of matrices would have transposes around it.
+        observations = normalise(experience.observation)
+        values = evaluate(observations.reshape(-1, observations.shape[-1])).reshape(experience.reward.shape)
         final_value = evaluate(normalise(experience.final_observation))[..., 0]
         advantage, target = generalised_advantage(
             self.reward_scale * experience.reward,
