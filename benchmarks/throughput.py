@@ -123,10 +123,17 @@ def measure(config: gorl.Config, say: Callable[[Part], None]) -> None:
     keys = jax.random.split(jax.random.key(0), 8)
 
     def add(
-        name: str, unit: str, amount: int, function: Callable, arguments: tuple, physics: float, products: float
+        name: str,
+        unit: str,
+        amount: int,
+        function: Callable,
+        arguments: tuple,
+        physics: float,
+        products: float,
+        compiled_before: float = 0.0,
     ) -> None:
         run, compiling = compiled(function, *arguments)
-        say(Part(name, unit, amount, compiling, seconds(run, *arguments), physics, products))
+        say(Part(name, unit, amount, compiling + compiled_before, seconds(run, *arguments), physics, products))
 
     def random_physics(num_envs: int, num_steps: int) -> tuple[Callable, tuple]:
         def physics(start: gorl.Episode, key: jax.Array) -> gorl.Episode:
@@ -164,7 +171,8 @@ def measure(config: gorl.Config, say: Callable[[Part], None]) -> None:
         return gorl.rollout(training, policy, workers, learner.num_unrolls, learner.unroll_length, key)
 
     workers = gorl.Workers.idle(training, learner.num_envs)
-    workers, experience = eqx.filter_jit(act)(policy(False), workers, keys[4])
+    run, act_compiling = compiled(act, policy(False), workers, keys[4])
+    workers, experience = run(policy(False), workers, keys[4])
     diffusion = gorl.Diffusion(width=config.decoder.width, depth=config.decoder.depth)
     other = gorl.StagedDecoder(
         diffusion.init(gorl.RunningStatistics.of(noise), episodes.action_size, keys[3]), jnp.asarray(True)
@@ -176,13 +184,17 @@ def measure(config: gorl.Config, say: Callable[[Part], None]) -> None:
         ("rollout, diffusion, 10 steps", with_diffusion, True),
     ):
         products = steps * acting_seconds(actor, fitted, learner.num_envs)
-        add(name, "env steps", steps * learner.num_envs, act, (actor, workers, keys[5]), physics, products)
+        # The first was compiled above, for the experience that the update learns from; the second is the same program.
+        before = 0.0 if fitted else act_compiling
+        add(name, "env steps", steps * learner.num_envs, act, (actor, workers, keys[5]), physics, products, before)
 
+    encoder = learner.encoder(memory)
+    assert isinstance(encoder, gorl.GaussianEncoder)
     batch = steps * learner.num_envs // learner.num_minibatches
     gradient_steps = learner.num_minibatches * learner.num_epochs
     products = gradient_steps * (
-        gradient_seconds(memory.encoder.network, batch) + gradient_seconds(memory.value, batch)
-    ) + forward_seconds(memory.value, steps * learner.num_envs)  # pyright: ignore[reportAttributeAccessIssue]
+        gradient_seconds(encoder.network, batch) + gradient_seconds(memory.value, batch)
+    ) + forward_seconds(memory.value, steps * learner.num_envs)
 
     def update(memory: Any, experience: gorl.Experience, key: jax.Array) -> Any:
         return learner.update(memory, experience, key)

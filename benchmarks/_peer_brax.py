@@ -1,0 +1,64 @@
+"""Brax's own PPO in a process of its own: `python -m benchmarks._peer_brax SETTINGS` prints what it took as JSON."""
+
+import json
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def put_replicated(tree: Any, devices: list[Any]) -> Any:
+    """What `jax.device_put_replicated` was, which Brax's trainers still call and JAX no longer has."""
+    assert len(devices) == 1, "the comparison is on one device"
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], tree)
+
+
+def main() -> None:
+    """Trains, and prints the rate of the iterations after the first, which is compiled in its time."""
+    settings = json.loads(sys.argv[1])
+    if not hasattr(jax, "device_put_replicated"):
+        jax.device_put_replicated = put_replicated
+    import functools
+
+    from brax.training.agents.ppo import networks, train
+    from mujoco_playground import registry, wrapper
+
+    rates: list[float] = []
+
+    def progress(_: int, metrics: Mapping[str, Any]) -> None:
+        if "training/sps" in metrics:
+            rates.append(float(metrics["training/sps"]))
+
+    environment: Any = registry.load(settings["task"], config_overrides={"impl": "jax"})
+    policy = (settings["policy_width"],) * settings["policy_depth"]
+    value = (settings["value_width"],) * settings["value_depth"]
+    train.train(
+        environment=environment,
+        num_timesteps=settings["steps"],
+        num_envs=settings["num_envs"],
+        episode_length=1000,
+        wrap_env_fn=wrapper.wrap_for_brax_training,
+        learning_rate=1e-3,
+        entropy_cost=1e-2,
+        discounting=0.995,
+        unroll_length=settings["unroll_length"],
+        batch_size=settings["num_envs"] * settings["num_unrolls"] // settings["num_minibatches"],
+        num_minibatches=settings["num_minibatches"],
+        num_updates_per_batch=settings["num_epochs"],
+        normalize_observations=True,
+        reward_scaling=10.0,
+        clipping_epsilon=0.2,
+        network_factory=functools.partial(
+            networks.make_ppo_networks, policy_hidden_layer_sizes=policy, value_hidden_layer_sizes=value
+        ),
+        num_evals=settings["iterations"] + 1,
+        run_evals=False,
+        progress_fn=progress,
+    )
+    print(json.dumps({"steps_per_second": rates[1:]}))
+
+
+if __name__ == "__main__":
+    main()

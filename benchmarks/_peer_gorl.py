@@ -1,0 +1,38 @@
+"""GoRL's PPO at a peer's settings in a process of its own: prints what it took as JSON, as [`_peer_brax`][] does."""
+
+import json
+import sys
+import time
+
+import jax
+
+import gorl
+
+
+def main() -> None:
+    """Trains, and prints the rate of the iterations after the first, which is compiled in its time."""
+    settings = json.loads(sys.argv[1])
+    sizes = ("num_envs", "unroll_length", "num_unrolls", "num_minibatches", "num_epochs")
+    networks = ("policy_width", "policy_depth", "value_width", "value_depth")
+    learner = gorl.PPO(on_actions=True, **{name: settings[name] for name in (*sizes, *networks)})
+    config = gorl.Config(
+        env=gorl.EnvConfig(settings["task"]),
+        learner=learner,
+        decoder=gorl.Identity(),
+        stage_steps=(settings["steps"],),
+        evaluation_interval=settings["steps"],
+    )
+    rates, began = [], None
+    for chunk, state in gorl.iterate(config, jax.random.key(0)):
+        jax.block_until_ready(state.position)
+        if chunk.phase == gorl.Phase.LEARN:
+            if began is not None:
+                rates.append(config.steps_per_iteration / (time.perf_counter() - began))
+            if chunk.iterations == settings["iterations"]:
+                break  # what follows are evaluations, which the peer does not make
+        began = time.perf_counter()
+    print(json.dumps({"steps_per_second": rates}))
+
+
+if __name__ == "__main__":
+    main()
