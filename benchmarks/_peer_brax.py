@@ -16,7 +16,7 @@ def put_replicated(tree: Any, devices: list[Any]) -> Any:
 
 
 def main() -> None:
-    """Trains, and prints the rate of the iterations after the first, which is compiled in its time."""
+    """Trains, and prints the rate of each iteration but the first, which is compiled in its time."""
     settings = json.loads(sys.argv[1])
     if not hasattr(jax, "device_put_replicated"):
         jax.device_put_replicated = put_replicated

@@ -10,7 +10,7 @@ import gorl
 
 
 def main() -> None:
-    """Trains, and prints the rate of the iterations after the first, which is compiled in its time."""
+    """Trains, and prints the rate of each iteration but the first, which is compiled in its time."""
     settings = json.loads(sys.argv[1])
     sizes = ("num_envs", "unroll_length", "num_unrolls", "num_minibatches", "num_epochs")
     networks = ("policy_width", "policy_depth", "value_width", "value_depth")
