@@ -2,15 +2,16 @@
 
 import json
 import sys
-import time
 
 import jax
 
 import gorl
 
+from ._report import timed
+
 
 def main() -> None:
-    """Trains, and prints the rate of each iteration but the first, which is compiled in its time."""
+    """Trains, and prints the rate of each iteration."""
     settings = json.loads(sys.argv[1])
     sizes = ("num_envs", "unroll_length", "num_unrolls", "num_minibatches", "num_epochs")
     networks = ("policy_width", "policy_depth", "value_width", "value_depth")
@@ -22,15 +23,12 @@ def main() -> None:
         stage_steps=(settings["steps"],),
         evaluation_interval=settings["steps"],
     )
-    rates, began = [], None
-    for chunk, state in gorl.iterate(config, jax.random.key(0)):
-        jax.block_until_ready(state.position)
+    rates = []
+    for chunk, _, seconds in timed(config, jax.random.key(0)):
         if chunk.phase == gorl.Phase.LEARN:
-            if began is not None:
-                rates.append(config.steps_per_iteration / (time.perf_counter() - began))
-            if chunk.iterations == settings["iterations"]:
+            rates.append(config.steps_per_iteration / seconds)
+            if len(rates) == settings["iterations"]:
                 break  # what follows are evaluations, which the peer does not make
-        began = time.perf_counter()
     print(json.dumps({"steps_per_second": rates}))
 
 

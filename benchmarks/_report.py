@@ -1,5 +1,7 @@
 """What the benchmarks share: clocks, where they were read, and how what was found is left and shown."""
 
+import functools
+import io
 import json
 import os
 import pathlib
@@ -7,11 +9,12 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from typing import Any
 
 import jax
+import matplotlib.figure
 import rich.console
 import rich.table
 
@@ -22,6 +25,7 @@ PACKAGES = ("gorl", "jax", "jaxlib", "equinox", "diffrax", "mujoco-mjx", "brax")
 console = rich.console.Console(highlight=False, width=None if sys.stdout.isatty() else 150)
 
 
+@functools.cache
 def machine() -> dict[str, Any]:
     """Where it was measured, and with what."""
     return {
@@ -49,6 +53,24 @@ def once(function: Callable[..., Any], *arguments: Any) -> float:
     began = time.perf_counter()
     jax.block_until_ready(function(*arguments))
     return time.perf_counter() - began
+
+
+def timed(
+    config: gorl.Config, start: jax.Array | gorl.TrainState
+) -> Iterator[tuple[gorl.Chunk, gorl.TrainState, float]]:
+    """The chunks of a run, each with the state after it and its seconds until everything is there."""
+    last = time.perf_counter()
+    for chunk, state in gorl.iterate(config, start):
+        jax.block_until_ready(state)
+        yield chunk, state, time.perf_counter() - last
+        last = time.perf_counter()
+
+
+def png(picture: matplotlib.figure.Figure) -> bytes:
+    """A picture as a file's content."""
+    content = io.BytesIO()
+    picture.savefig(content, format="png", dpi=150)
+    return content.getvalue()
 
 
 def table(title: str, columns: dict[str, list[str]], left: tuple[str, ...] = ()) -> None:

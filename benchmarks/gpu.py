@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import equinox as eqx
@@ -24,7 +24,7 @@ import typer
 
 import gorl
 
-from ._report import RESULTS, console, machine, once, table, write
+from ._report import RESULTS, console, machine, once, table, timed, write
 
 COMPILING = "compile and evaluate"
 FIRST, DECODED, EVALUATION, REFINEMENT = "learn, first stage", "learn, through a decoder", "evaluate", "refine"
@@ -216,18 +216,6 @@ def measure_physics(report: Report, plan: Plan, share: float) -> None:
             began = time.monotonic()
             report.attempt(what, "physics", throughput, task, implementation, plan.num_envs, plan.num_steps)
             expected = max(expected, time.monotonic() - began)
-
-
-def timed(
-    config: gorl.Config, start: jax.Array | gorl.TrainState
-) -> Iterator[tuple[gorl.Chunk, gorl.TrainState, float]]:
-    """The chunks of a run, each with its seconds until everything is there."""
-    chunks = gorl.iterate(config, start)
-    last = time.perf_counter()
-    for chunk, state in chunks:
-        jax.block_until_ready(state)
-        yield chunk, state, time.perf_counter() - last
-        last = time.perf_counter()
 
 
 def learning_seconds(config: gorl.Config, seeds: int, chunks: int) -> tuple[list[float], float]:

@@ -32,7 +32,7 @@ PEERS = {"gorl": "benchmarks._peer_gorl", "brax": "benchmarks._peer_brax"}
 
 
 def run(module: str, settings: dict[str, Any]) -> tuple[list[float], float]:
-    """The rates of the iterations of a run but its first, and the seconds of its process."""
+    """The rates of the iterations of a run, and the seconds of its process."""
     began = time.perf_counter()
     done = subprocess.run([sys.executable, "-m", module, json.dumps(settings)], stdout=subprocess.PIPE, text=True)
     took = time.perf_counter() - began
@@ -72,9 +72,9 @@ def main(
             found[peer]["steps_per_second"].append(rates)
             found[peer]["seconds"].append(took)
             write(out / f"brax_{task}.json", content)  # after each, so that a run cut short leaves what it had
-    # Brax compiles its second iteration as well: the types of what the first returns are not those that it was given.
+    # Brax compiles its first and its second: the types of what the first returns are not those that it was given.
     rates = {
-        peer: statistics.median(rate for one in of_peer["steps_per_second"] for rate in one[1:])
+        peer: statistics.median(rate for one in of_peer["steps_per_second"] for rate in one[2:])
         for peer, of_peer in found.items()
     }
     times = {peer: statistics.median(of_peer["seconds"]) for peer, of_peer in found.items()}

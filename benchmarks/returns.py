@@ -6,7 +6,6 @@ what the kept policies earned). Finished cells are not run again, so the whole c
 
 import csv
 import functools
-import io
 import json
 import pathlib
 import signal
@@ -20,12 +19,13 @@ import matplotlib
 import matplotlib.figure
 import matplotlib.ticker
 import numpy as np
-import rich.console
 import rich.table
 import typer
 from rliable import library, metrics
 
 import gorl
+
+from ._report import console, png
 
 TRAIN = (sys.executable, "-m", "gorl_cli", "train")
 RESULTS = pathlib.Path(__file__).parent / "results" / "returns"
@@ -43,7 +43,6 @@ COLOURS = {
 }
 PAPER_NAMES = {"gorl-flow": "gorl_flow", "gorl-diffusion": "gorl_diffusion"}
 DASHED = {"gorl-diffusion"}  # its first stage is that of gorl-flow, line on line
-console = rich.console.Console(highlight=False, width=None if sys.stdout.isatty() else 150)
 
 
 class Cell:
@@ -157,9 +156,7 @@ def figure(cells: list[Cell]) -> bytes:
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("return, interquartile mean")
     picture.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=len(lines), frameon=False)
-    content = io.BytesIO()
-    picture.savefig(content, format="png", dpi=150)
-    return content.getvalue()
+    return png(picture)
 
 
 def paper_return(cell: Cell, steps: int) -> str:

@@ -5,7 +5,6 @@ leaves what it has measured.
 """
 
 import dataclasses
-import io
 import pathlib
 import statistics
 import sys
@@ -21,7 +20,7 @@ import typer
 
 import gorl
 
-from ._report import RESULTS, console, once, table, write
+from ._report import RESULTS, console, once, png, table, write
 
 # Okabe and Ito's palette, which colour-blind people can tell apart.
 COLOURS = {
@@ -271,9 +270,7 @@ def figure(task: str, rows: list[dict[str, Any]]) -> bytes:
     axes.grid(which="major", alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    content = io.BytesIO()
-    picture.savefig(content, format="png", dpi=150)
-    return content.getvalue()
+    return png(picture)
 
 
 def show(task: str, rows: list[dict[str, Any]]) -> None:

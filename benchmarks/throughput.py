@@ -4,6 +4,7 @@ Two limits are measured in the same run: physics under random actions, and the m
 to, at their shapes. A part's ratio is its time over the sum of the limits of what it does; 1 would be perfect.
 """
 
+import dataclasses
 import functools
 import pathlib
 import resource
@@ -20,11 +21,12 @@ import typer
 
 import gorl
 
-from ._report import RESULTS, console, seconds, table, write
+from ._report import RESULTS, console, png, seconds, table, timed, write
 
 COLOURS = {"physics": "#0072B2", "matrix products": "#009E73", "everything else": "#D55E00"}
 
 
+@dataclasses.dataclass(frozen=True)
 class Part:
     """One part of a run and what it took.
 
@@ -36,11 +38,13 @@ class Part:
     - `physics`, `products`: seconds at the two limits.
     """
 
-    def __init__(
-        self, name: str, unit: str, amount: int, compiling: float, running: float, physics: float, products: float
-    ):
-        self.name, self.unit, self.amount = name, unit, amount
-        self.compiling, self.running, self.physics, self.products = compiling, running, physics, products
+    name: str
+    unit: str
+    amount: int
+    compiling: float
+    running: float
+    physics: float
+    products: float
 
     @property
     def ratio(self) -> float:
@@ -49,7 +53,7 @@ class Part:
 
     def as_json(self) -> dict[str, Any]:
         """Its figures."""
-        return {**vars(self), "per_second": self.amount / self.running, "ratio": self.ratio}
+        return {**dataclasses.asdict(self), "per_second": self.amount / self.running, "ratio": self.ratio}
 
 
 def layers(network: eqx.nn.MLP) -> list[tuple[int, int]]:
@@ -232,13 +236,9 @@ def measure(config: gorl.Config, say: Callable[[Part], None]) -> None:
 def run_seconds(config: gorl.Config) -> dict[str, float]:
     """The seconds of the chunks of a run, by kind and stage; the first of all is compiled in its time."""
     found: dict[str, float] = {}
-    began = time.perf_counter()
-    for chunk, state in gorl.iterate(config, jax.random.key(0)):
-        jax.block_until_ready(state.position)
-        now = time.perf_counter()
+    for chunk, _, took in timed(config, jax.random.key(0)):
         name = f"{gorl.Phase(int(chunk.phase)).name.lower()}, stage {int(chunk.stage)}" if found else "first, compiling"
-        found[name] = found.get(name, 0.0) + now - began
-        began = now
+        found[name] = found.get(name, 0.0) + took
     return found
 
 
@@ -302,30 +302,31 @@ def main(
         config = gorl.preset(task)
         fields = dict(setting.split("=", 1) for setting in settings or [])
         config = gorl.replace(config, {name: gorl.parse(config, name, text) for name, text in fields.items()})
-        parts: list[Part] = []
-        results[task] = parts
-        content: dict[str, Any] = {"task": task, "config": config.to_json(), "finished": False}
+        results[task] = measure_task(task, config, stages, out / f"{task}.json")
+    gorl.write_whole(out / "throughput.png", png(figure(results)))
 
-        def keep(_: Any, parts: list[Part] = parts, content: dict[str, Any] = content, task: str = task) -> None:
-            # After each part: a measurement that is cut short leaves what it had.
-            content["parts"] = [part.as_json() for part in parts]
-            content["peak_megabytes"] = peak_megabytes()
-            write(out / f"{task}.json", content)
 
-        def add(part: Part, parts: list[Part] = parts, keep: Callable[[Any], None] = keep) -> None:
-            parts.append(part)
-            keep(part)
+def measure_task(task: str, config: gorl.Config, stages: bool, path: pathlib.Path) -> list[Part]:
+    """Measures, leaves and prints the parts of one task, and a whole run if asked."""
+    parts: list[Part] = []
+    content: dict[str, Any] = {"task": task, "config": config.to_json(), "finished": False}
 
-        measure(config, add)
-        show(task, parts)
-        if stages:
-            content["seconds"] = run_seconds(config)
-            table(f"{task}, a whole run", {name: [f"{took:.1f} s"] for name, took in content["seconds"].items()})
-        content["finished"] = True
-        keep(None)
-        console.print(f"peak memory {peak_megabytes():,.0f} MB")
-    with (out / "throughput.png").open("wb") as file:
-        figure(results).savefig(file, format="png", dpi=150)
+    def leave() -> None:
+        write(path, content | {"parts": [part.as_json() for part in parts], "peak_megabytes": peak_megabytes()})
+
+    def add(part: Part) -> None:
+        parts.append(part)
+        leave()  # after each: a measurement that is cut short leaves what it had
+
+    measure(config, add)
+    show(task, parts)
+    if stages:
+        content["seconds"] = run_seconds(config)
+        table(f"{task}, a whole run", {name: [f"{took:.1f} s"] for name, took in content["seconds"].items()})
+    content["finished"] = True
+    leave()
+    console.print(f"peak memory {peak_megabytes():,.0f} MB")
+    return parts
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """What several test files share."""
 
 import functools
-import os
 import sys
 
 import equinox as eqx
@@ -18,12 +17,9 @@ import gorl
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory):
     """Nothing of what the command line keeps between processes ends up in the cache of whoever runs the tests."""
-    before = os.environ.get("XDG_CACHE_HOME")
-    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
-    yield
-    os.environ.pop("XDG_CACHE_HOME")
-    if before is not None:
-        os.environ["XDG_CACHE_HOME"] = before
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 class CountingState(eqx.Module):
