@@ -210,8 +210,8 @@ def measure(config: gorl.Config, say: Callable[[Part], None]) -> None:
     kept = episodes.num_steps // refinement.stride
     count = refinement.num_heldout + -(-pairs // kept)
     some = gorl.replace(config, {"refinement.num_epochs": 1, "refinement.num_episodes": count}).refinement
-    observations = jax.random.normal(keys[7], (count, kept, episodes.observation_size))
-    actions = jax.random.normal(keys[6], (count, kept, episodes.action_size))
+    observations = jax.random.normal(keys[7], (kept, count, episodes.observation_size))
+    actions = jax.random.normal(keys[6], (kept, count, episodes.action_size))
     batches = (count - refinement.num_heldout) * kept // refinement.batch_size
     rows = refinement.batch_size * refinement.num_draws
     field = decoder.velocity.network  # pyright: ignore[reportAttributeAccessIssue]

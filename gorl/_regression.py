@@ -6,13 +6,14 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from ._blocks import longest_axis, map_rows, mean_gradient
 from ._decoder import AbstractDecoder
 from ._errors import InputError
 from ._hyperparameters import count, real, size
 from ._shuffle import shuffle
 from ._trainable import split_trainable
 from ._tree import where
-from ._types import Integer, RandomKey, Real
+from ._types import Integer, RandomKey, RandomKeys, Real
 
 
 class Refinement(eqx.Module):
@@ -72,6 +73,19 @@ class Fit(eqx.Module):
     num_epochs: Int[Array, "*batch"]  # until it stopped
 
 
+class _Place(eqx.Module):
+    """Where pairs are found."""
+
+    time: Int[Array, "*batch"]
+    episode: Int[Array, "*batch"]
+
+    @staticmethod
+    def of(number: Int[Array, "*batch"], first_episode: int, num_episodes: int) -> "_Place":
+        """Of the pairs of some episodes side by side, where those of these numbers are."""
+        time, episode = jnp.divmod(number, num_episodes)
+        return _Place(time, first_episode + episode)
+
+
 class _Search(eqx.Module):
     """Where a regression stands between two epochs."""
 
@@ -84,11 +98,11 @@ class _Search(eqx.Module):
 
 def fit_decoder(
     decoder: AbstractDecoder,
-    observations: Float[Array, "episodes kept observation"],
-    actions: Float[Array, "episodes kept action"],
+    observations: Float[Array, "kept episodes observation"],
+    actions: Float[Array, "kept episodes action"],
     refinement: Refinement,
     key: RandomKey,
-    latents: Float[Array, "episodes kept action"] | None = None,
+    latents: Float[Array, "kept episodes action"] | None = None,
 ) -> tuple[AbstractDecoder, Fit]:
     """Fits a decoder to pairs of observation and action, and keeps the one that does best on the episodes held out.
 
@@ -98,7 +112,7 @@ def fit_decoder(
     **Arguments:**
 
     - `decoder`: where to start; its statistics stay as they are.
-    - `observations`, `actions`: the pairs, by episode; actions before `tanh`.
+    - `observations`, `actions`: the pairs, as [`demonstrate`][] returns them; actions before `tanh`.
     - `refinement`: the hyperparameters.
     - `key`: decides order and noise.
     - `latents`: what to carry to each action; `None` for draws from N(0, I) that have nothing to do with it.
@@ -108,38 +122,46 @@ def fit_decoder(
     The decoder, and how it went.
     """
     # Everything is by index into these: holding out and shuffling copy nothing.
-    num_episodes, num_kept, _ = observations.shape
-    num_pairs, num_heldout = num_episodes * num_kept, refinement.num_heldout * num_kept
-    num_fitted = num_pairs - num_heldout
-    pairs = jax.tree.map(lambda leaf: leaf.reshape(num_pairs, leaf.shape[-1]), (observations, actions, latents))
+    pairs = (observations, actions, latents)
+    num_kept, num_episodes, action_size = actions.shape
+    num_heldout = refinement.num_heldout * num_kept
+    num_fitted = num_episodes * num_kept - num_heldout
     num_batches = num_fitted // refinement.batch_size
+    width = longest_axis(split_trainable(decoder)[0])
     optimiser = optax.adam(refinement.learning_rate)  # pyright: ignore[reportArgumentType]
     heldout_key, key = jax.random.split(key)
 
-    def losses(decoder: AbstractDecoder, chosen: Int[Array, " pairs"], key: RandomKey) -> Float[Array, "pairs draws"]:
-        # One flat batch of rows: another axis for the draws would put transposes around every product of matrices.
-        rows = jnp.repeat(chosen, refinement.num_draws)
-        observation, action, latent = jax.tree.map(lambda leaf: leaf[rows], pairs)
+    def draw(place: _Place, key: RandomKey) -> tuple[_Place, Array | None, RandomKeys]:
+        """One flat batch of rows: another axis for the draws would put transposes around every product of matrices."""
+        rows = jax.tree.map(lambda leaf: jnp.repeat(leaf, refinement.num_draws), place)
         loss_key, latent_key = jax.random.split(key)
-        if latent is None:
-            latent = jax.random.normal(latent_key, action.shape)
-        keys = jax.random.split(loss_key, rows.size)
-        loss = jax.vmap(decoder.loss)(observation, latent, action, keys)
-        return loss.reshape(-1, refinement.num_draws)
+        noise = jax.random.normal(latent_key, (rows.time.size, action_size)) if latents is None else None
+        return rows, noise, jax.random.split(loss_key, rows.time.size)
 
-    def mean_loss(trainable: PyTree, rest: PyTree, chosen: Int[Array, " batch"], key: RandomKey) -> Float[Array, ""]:
-        return jnp.mean(losses(eqx.combine(trainable, rest), chosen, key))
+    def loss_of(
+        decoder: AbstractDecoder, place: _Place, noise: Float[Array, " action"] | None, key: RandomKey
+    ) -> Float[Array, ""]:
+        observation, action, own_latent = jax.tree.map(lambda leaf: leaf[place.time, place.episode], pairs)
+        return decoder.loss(observation, own_latent if noise is None else noise, action, key)
 
     def batch_step(carry: tuple[AbstractDecoder, PyTree], inputs: tuple) -> tuple[tuple, Float[Array, ""]]:
         decoder, optimiser_state = carry
         trainable, rest = split_trainable(decoder)
-        loss, gradient = jax.value_and_grad(mean_loss)(trainable, rest, *inputs)
+
+        def mean_loss(trainable: PyTree, drawn: tuple) -> tuple[Float[Array, ""], Float[Array, ""]]:
+            decoder = eqx.combine(trainable, rest)
+            loss = jnp.mean(jax.vmap(lambda *row: loss_of(decoder, *row))(*drawn))
+            return loss, loss
+
+        chosen, key = inputs
+        place = _Place.of(chosen, refinement.num_heldout, num_episodes - refinement.num_heldout)
+        gradient, loss = mean_gradient(mean_loss, trainable, draw(place, key), width)
         updates, optimiser_state = optimiser.update(gradient, optimiser_state)
         return (eqx.combine(optax.apply_updates(trainable, updates), rest), optimiser_state), loss
 
     def epoch(search: _Search) -> _Search:
         order_key, noise_key = jax.random.split(jax.random.fold_in(key, search.fit.num_epochs))
-        order = num_heldout + shuffle(order_key, num_fitted)
+        order = shuffle(order_key, num_fitted)
         batches = order[: num_batches * refinement.batch_size].reshape(num_batches, refinement.batch_size)
         carry = (search.decoder, search.optimiser_state)
         carry, training_losses = jax.lax.scan(batch_step, carry, (batches, jax.random.split(noise_key, num_batches)))
@@ -162,7 +184,10 @@ def fit_decoder(
         def batch_loss(inputs: tuple[Int[Array, " batch"], RandomKey]) -> Float[Array, ""]:
             chosen, key = inputs
             counts = chosen < num_heldout  # the last batch is filled up with pairs that do not count
-            return jnp.sum(losses(decoder, jnp.minimum(chosen, num_heldout - 1), key), where=counts[:, None])
+            place = _Place.of(jnp.minimum(chosen, num_heldout - 1), 0, refinement.num_heldout)
+            drawn = draw(place, key)
+            losses = map_rows(lambda row: loss_of(decoder, *row), drawn, width)
+            return jnp.sum(losses, where=jnp.repeat(counts, refinement.num_draws))
 
         total = jnp.sum(jax.lax.map(batch_loss, (chosen, jax.random.split(heldout_key, count))))
         return total / (num_heldout * refinement.num_draws)

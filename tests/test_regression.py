@@ -10,7 +10,12 @@ from scipy.spatial.distance import cdist, pdist
 import gorl
 from gorl import Diffusion, FlowMatching, Gaussian, Refinement, RunningStatistics
 
-fit_decoder = eqx.filter_jit(gorl.fit_decoder)
+
+@eqx.filter_jit
+def fit_decoder(decoder, observations, actions, refinement, key, latents=None):
+    """Of pairs by episode, which is how these tests make them."""
+    by_time = jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), (observations, actions, latents))
+    return gorl.fit_decoder(decoder, *by_time[:2], refinement, key, by_time[2])
 
 
 def upper_mode(observations):
@@ -159,18 +164,18 @@ def test_own_latents_stay_with_their_observation_and_action():
 
 @pytest.mark.parametrize("num_draws", [1, 16])
 def test_without_own_latents_each_action_meets_as_many_independent_draws_as_asked_for(num_draws):
-    actions = 1 + jax.random.normal(jax.random.key(0), (3, 4, 1))
+    actions = 1 + jax.random.normal(jax.random.key(0), (4, 3, 1))
     refinement = Refinement(num_episodes=3, num_heldout=1, num_draws=num_draws, batch_size=8, num_epochs=1)
     decoder = Probe(lambda observation, latent, action: jnp.sum(latent * action))
 
     @jax.jit
     @jax.vmap
     def heldout_loss(key):
-        return gorl.fit_decoder(decoder, jnp.zeros((3, 4, 1)), actions, refinement, key)[1].heldout_loss
+        return gorl.fit_decoder(decoder, jnp.zeros((4, 3, 1)), actions, refinement, key)[1].heldout_loss
 
     losses = np.asarray(heldout_loss(jax.random.split(jax.random.key(1), 500)))
     # The mean over 4 actions and their draws of something with mean zero and the action's size as its spread.
-    variance = np.sum(np.asarray(actions[0]) ** 2) / 4**2 / num_draws
+    variance = np.sum(np.asarray(actions[:, 0]) ** 2) / 4**2 / num_draws
     assert abs(np.mean(losses)) < 4 * np.sqrt(variance / 500)
     np.testing.assert_allclose(np.var(losses), variance, rtol=4 * np.sqrt(2 / 500))
 

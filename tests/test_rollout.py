@@ -26,7 +26,7 @@ def test_the_next_observation_is_the_one_before_the_restart(counting, make_polic
 def test_a_demonstration_is_what_the_decoder_makes_of_latents_of_the_encoder(make_policy):
     episodes, policy = load_environment(gorl.EnvConfig("MultiGoal", episode_length=12)), make_policy(2, 2)
     observations, actions, latents = eqx.filter_jit(demonstrate)(episodes, policy, 200, 1, 5, jax.random.key(0))
-    assert observations.shape == actions.shape == latents.shape == (200, 12, 2)
+    assert observations.shape == actions.shape == latents.shape == (12, 200, 2)
     decoded = jax.vmap(jax.vmap(policy.decoder.decode))(observations, latents)
     np.testing.assert_allclose(actions, decoded, rtol=1e-4, atol=1e-4)
     mean, std = jax.vmap(jax.vmap(policy.encoder.distribution))(observations)
@@ -36,12 +36,14 @@ def test_a_demonstration_is_what_the_decoder_makes_of_latents_of_the_encoder(mak
     np.testing.assert_allclose(np.var(standard), 1, atol=4 * np.sqrt(2 / standard.size))
 
 
-def test_a_demonstration_keeps_one_step_in_a_stride_at_random_places(counting, make_policy):
+@pytest.mark.parametrize("unroll_length", [1, 4, 100])
+def test_a_demonstration_keeps_one_step_in_a_stride_at_random_places(counting, make_policy, unroll_length):
     episodes = load_environment(gorl.EnvConfig(counting(episode_length=11)))
     policy = make_policy(2, 1, plain=True)
-    observations, actions, latents = eqx.filter_jit(demonstrate)(episodes, policy, 300, 3, 4, jax.random.key(0))
-    assert observations.shape == (300, 3, 2)  # the last two steps are no whole stride
-    count = np.asarray(observations[..., 1])
+    act = eqx.filter_jit(demonstrate)
+    observations, actions, latents = act(episodes, policy, 300, 3, unroll_length, jax.random.key(0))
+    assert observations.shape == (3, 300, 2)  # the last two steps are no whole stride
+    count = np.asarray(observations[..., 1]).T
     np.testing.assert_array_equal(count // 3, np.broadcast_to([0, 1, 2], (300, 3)))
     # Each place of a stride comes up 100 times in 300, give or take four standard deviations.
     for column in count.T:
@@ -56,7 +58,7 @@ def test_after_a_termination_a_demonstration_goes_on_with_another_episode(counti
     observations, _, _ = eqx.filter_jit(demonstrate)(
         episodes, make_policy(2, 1, plain=True), 5, 1, 10, jax.random.key(0)
     )
-    np.testing.assert_array_equal(observations[..., 1], np.broadcast_to([0, 1, 2, 3] * 2 + [0, 1], (5, 10)))
+    np.testing.assert_array_equal(observations[..., 1].T, np.broadcast_to([0, 1, 2, 3] * 2 + [0, 1], (5, 10)))
 
 
 def test_start_states_are_drawn_only_when_some_were_used(counting, make_policy):

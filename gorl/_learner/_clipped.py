@@ -9,6 +9,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from .._advantage import generalised_advantage
+from .._blocks import map_rows, mean_gradient
 from .._errors import InputError
 from .._hyperparameters import real, size
 from .._network import perceptron
@@ -118,6 +119,11 @@ class AbstractClippedLearner(AbstractLearner[ActorCritic]):
     def assessment_names(self) -> tuple[str, ...]:
         """The names of the figures in an assessment."""
 
+    @property
+    def encoder_width(self) -> int:
+        """How many numbers the widest layer of the encoder makes of one step that is assessed."""
+        return self.policy_width
+
     def init(self, observation_size: int, latent_size: int, key: RandomKey) -> ActorCritic:
         encoder_key, value_key = jax.random.split(key)
         encoder = self.fresh_encoder(observation_size, latent_size, encoder_key)
@@ -185,11 +191,10 @@ class AbstractClippedLearner(AbstractLearner[ActorCritic]):
     def _batch(self, memory: ActorCritic, experience: Experience) -> Batch:
         """Everything that the gradient steps of one iteration need, computed once, in one flat list of steps."""
         normalise = memory.encoder.statistics.normalise
-        evaluate = jax.vmap(memory.value)
         # One flat batch: with two axes every product of matrices would have transposes around it.
-        observations = normalise(experience.observation)
-        values = evaluate(observations.reshape(-1, observations.shape[-1])).reshape(experience.reward.shape)
-        final_value = evaluate(normalise(experience.final_observation))[..., 0]
+        observations = normalise(experience.observation).reshape(-1, experience.observation.shape[-1])
+        values = map_rows(memory.value, observations, self.value_width).reshape(experience.reward.shape)
+        final_value = jax.vmap(memory.value)(normalise(experience.final_observation))[..., 0]
         advantage, target = generalised_advantage(
             self.reward_scale * experience.reward,
             values,
@@ -206,19 +211,25 @@ class AbstractClippedLearner(AbstractLearner[ActorCritic]):
         self, memory: ActorCritic, batch: Batch, optimiser: optax.GradientTransformation
     ) -> tuple[ActorCritic, dict[str, Array]]:
         trainable, rest = split_trainable((memory.encoder, memory.value))
-        gradient, metrics = jax.grad(self._loss, has_aux=True)(trainable, rest, batch)
+        batch = eqx.tree_at(lambda b: b.advantage, batch, standardise(batch.advantage))
+
+        def loss(trainable: PyTree, steps: Batch) -> tuple[Float[Array, ""], dict[str, Array]]:
+            encoder, value = eqx.combine(trainable, rest)
+            return self._loss(encoder, value, steps)
+
+        gradient, metrics = mean_gradient(loss, trainable, batch, max(self.encoder_width, self.value_width))
         updates, optimiser_state = optimiser.update(gradient, memory.optimiser_state)
         encoder, value = eqx.combine(eqx.apply_updates(trainable, updates), rest)
         return ActorCritic(encoder, value, optimiser_state), metrics
 
-    def _loss(self, trainable: PyTree, rest: PyTree, batch: Batch) -> tuple[Float[Array, ""], dict[str, Array]]:
-        encoder, value = eqx.combine(trainable, rest)
+    def _loss(
+        self, encoder: AbstractEncoder, value: eqx.nn.MLP, batch: Batch
+    ) -> tuple[Float[Array, ""], dict[str, Array]]:
+        """Of steps whose advantages have been standardised; a mean over steps, as all of the figures are."""
         step = (batch.observation, batch.latent, batch.extras)
         assessment = jax.vmap(self.assess, in_axes=(None, 0, 0, 0))(encoder, *step)
         log_ratio = assessment.log_ratio
-        objective = clipped_objective(
-            log_ratio, standardise(batch.advantage), batch.counts, self.clip, asymmetric=self.asymmetric
-        )
+        objective = clipped_objective(log_ratio, batch.advantage, batch.counts, self.clip, asymmetric=self.asymmetric)
         values = jax.vmap(value)(encoder.statistics.normalise(batch.observation))[:, 0]
         value_loss = jnp.mean(batch.counts * (values - batch.target) ** 2)
         return -objective + self.value_cost * value_loss + jnp.mean(assessment.cost), {

@@ -130,6 +130,10 @@ class DPPO(AbstractClippedLearner):
             num_steps=self.num_steps,
         )
 
+    @property
+    def encoder_width(self) -> int:
+        return self.policy_width * self.num_steps
+
     def assessment_names(self) -> tuple[str, ...]:
         return ()
 

@@ -123,6 +123,10 @@ class FPO(AbstractClippedLearner):
             num_draws=self.num_draws,
         )
 
+    @property
+    def encoder_width(self) -> int:
+        return self.policy_width * self.num_draws
+
     def assessment_names(self) -> tuple[str, ...]:
         return ("flow_loss",)
 
