@@ -9,7 +9,6 @@ import functools
 import pathlib
 import resource
 import sys
-import time
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -21,7 +20,7 @@ import typer
 
 import gorl
 
-from ._report import RESULTS, console, png, seconds, table, timed, write
+from ._report import RESULTS, compiled, console, png, seconds, table, timed, write
 
 COLOURS = {"physics": "#0072B2", "matrix products": "#009E73", "everything else": "#D55E00"}
 
@@ -91,13 +90,6 @@ def gradient_seconds(network: eqx.nn.MLP, batch: int) -> float:
     weights = sum(product_seconds(outputs, batch, inputs) for inputs, outputs in layers(network))
     inputs = sum(product_seconds(batch, outputs, inputs) for inputs, outputs in layers(network)[1:])
     return forward_seconds(network, batch) + weights + inputs
-
-
-def compiled(function: Callable[..., Any], *arguments: Any) -> tuple[Callable[..., Any], float]:
-    """A function compiled for its arguments, and the seconds that took, tracing included."""
-    began = time.perf_counter()
-    run = eqx.filter_jit(function).lower(*arguments).compile()  # pyright: ignore[reportFunctionMemberAccess]
-    return run, time.perf_counter() - began
 
 
 def networks_of(policy: gorl.Policy, fitted: bool) -> list[tuple[eqx.nn.MLP, int]]:
