@@ -1,18 +1,25 @@
-"""Large batches a block at a time, so that what a network makes of a block stays in the processor's cache.
+"""Large computations a block at a time, so that on a CPU what is worked on stays in its cache.
 
-On a CPU the gradient of a large batch spends up to half of its time on waiting for memory: every layer writes what it
-made of the whole batch, and the way back reads it again. A GPU wants the batch whole.
+The gradient of a large batch otherwise spends up to half of its time on waiting for memory: every layer writes what it
+made of the whole batch, and the way back reads it again. Anything but a CPU gets everything at once. Which it is, JAX's
+default backend says as a program is traced; where that is not what it runs on, it is slower and no less right.
 """
 
 from collections.abc import Callable
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree, Shaped
 
 # What the widest layer makes of one block: a mebibyte of 32-bit floats, which is what a core's own cache holds.
 _BLOCK_SIZE = 2**18
+
+
+def by_blocks_is_faster() -> bool:
+    """Whether this program is going to run on a CPU."""
+    return jax.default_backend() == "cpu"
 
 
 def mean_gradient(
@@ -35,25 +42,39 @@ def mean_gradient(
     The gradient, and the further means. How a CPU cuts the rows changes neither, except by rounding.
     """
 
-    def whole(trainable: PyTree, rows: PyTree) -> tuple[PyTree, PyTree]:
+    def gradient(rows: PyTree) -> tuple[PyTree, PyTree]:
         return jax.grad(loss, has_aux=True)(trainable, rows)
 
     num_rows = jax.tree.leaves(rows)[0].shape[0]
     num_blocks = _num_blocks(num_rows, row_size)
-    if num_blocks == 1:
-        return whole(trainable, rows)
+    if num_blocks == 1 or not by_blocks_is_faster():
+        return gradient(rows)
 
-    def by_blocks(trainable: PyTree, rows: PyTree) -> tuple[PyTree, PyTree]:
-        def add(total: PyTree, block: PyTree) -> tuple[PyTree, None]:
-            return jax.tree.map(jnp.add, total, whole(trainable, block)), None
+    def add(total: PyTree, block: PyTree) -> tuple[PyTree, None]:
+        return jax.tree.map(jnp.add, total, gradient(block)), None
 
-        blocks = jax.tree.map(lambda leaf: leaf.reshape(num_blocks, -1, *leaf.shape[1:]), rows)
-        shapes = jax.eval_shape(whole, trainable, rows)
-        nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-        total, _ = jax.lax.scan(add, nothing, blocks)
-        return jax.tree.map(lambda leaf: leaf / num_blocks, total)
+    blocks = jax.tree.map(lambda leaf: leaf.reshape(num_blocks, -1, *leaf.shape[1:]), rows)
+    shapes = jax.eval_shape(gradient, rows)
+    nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    total, _ = jax.lax.scan(add, nothing, blocks)
+    return jax.tree.map(lambda leaf: leaf / num_blocks, total)
 
-    return jax.lax.platform_dependent(trainable, rows, cpu=by_blocks, default=whole)
+
+def in_turn(function: Callable[..., PyTree]) -> Callable[..., PyTree]:
+    """A function of arrays and modules of which a CPU computes what `vmap` asks for one after the other.
+
+    Side by side they would have to share its cache, and each would wait for the longest loop of any of them.
+    """
+    if not by_blocks_is_faster():
+        return function
+
+    def call(*arguments: PyTree) -> PyTree:
+        arrays, static = eqx.partition(arguments, eqx.is_array)
+        # Under a `jit` of its own it is traced once, although the loop over it is made from scratch.
+        traced_once = jax.jit(lambda arrays: function(*eqx.combine(arrays, static)))
+        return jax.custom_batching.sequential_vmap(traced_once)(arrays)
+
+    return call
 
 
 def map_rows(
@@ -69,11 +90,9 @@ def map_rows(
     """
     num_rows = jax.tree.leaves(rows)[0].shape[0]
     rows_in_block = max(1, _BLOCK_SIZE // row_size)
-    if num_rows <= rows_in_block:
+    if num_rows <= rows_in_block or not by_blocks_is_faster():
         return jax.vmap(function)(rows)
-    return jax.lax.platform_dependent(
-        rows, cpu=lambda rows: jax.lax.map(function, rows, batch_size=rows_in_block), default=jax.vmap(function)
-    )
+    return jax.lax.map(function, rows, batch_size=rows_in_block)
 
 
 def longest_axis(parameters: PyTree) -> int:

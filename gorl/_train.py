@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree, UInt32
 
+from ._blocks import by_blocks_is_faster, in_turn
 from ._config import Config, as_arrays
 from ._decoder import AbstractDecoder
 from ._env import load_environment
@@ -220,13 +221,18 @@ def _advance(
     config: Config, state: TrainState, chunk: Chunk, on_evaluation: Callable[[Evaluation], None] | None = None
 ) -> TrainState:
     """One chunk of a run. Its phase has no batch axis under `vmap`, so that the switch stays a branch."""
-    *_, run_key = jax.random.split(state.key, 3)
-    key = jax.random.fold_in(run_key, chunk.position)
-    # With one stage there is nothing to refine, and nothing of it to compile.
-    evaluate = functools.partial(_evaluate, on_evaluation=on_evaluation)
-    branches = (_learn, evaluate, _refine)[: 2 if config.num_stages == 1 else 3]
-    state = jax.lax.switch(chunk.phase, [functools.partial(branch, config) for branch in branches], state, chunk, key)
-    return eqx.tree_at(lambda s: s.position, state, jnp.asarray(chunk.position + 1, jnp.int32))
+
+    def advance(config: Config, state: TrainState, chunk: Chunk) -> TrainState:
+        *_, run_key = jax.random.split(state.key, 3)
+        key = jax.random.fold_in(run_key, chunk.position)
+        # With one stage there is nothing to refine, and nothing of it to compile.
+        evaluate = functools.partial(_evaluate, on_evaluation=on_evaluation)
+        branches = (_learn, evaluate, _refine)[: 2 if config.num_stages == 1 else 3]
+        phases = [functools.partial(branch, config) for branch in branches]
+        state = jax.lax.switch(chunk.phase, phases, state, chunk, key)
+        return eqx.tree_at(lambda s: s.position, state, jnp.asarray(chunk.position + 1, jnp.int32))
+
+    return in_turn(advance)(config, state, chunk)
 
 
 def _learn(config: Config, state: TrainState, chunk: Chunk, key: RandomKey) -> TrainState:
@@ -380,8 +386,14 @@ def _over_seeds(function, config: Config, start: RandomKeys | TrainState, *rest:
     """`function(config, start, *rest)` for each seed, and for each value where the config has one for each seed."""
     if (start.key if isinstance(start, TrainState) else start).ndim == 0:
         return function(config, start, *rest)
-    axes = jax.tree.map(lambda leaf: 0 if leaf.ndim else None, config)
-    return jax.vmap(lambda config, one: function(config, one, *rest), in_axes=(axes, 0))(config, start)
+    of_seeds, of_all = eqx.partition(config, jax.tree.map(lambda leaf: leaf.ndim > 0, config))
+
+    def one(inputs: tuple[Config, PyTree]) -> PyTree:
+        of_seed, start = inputs
+        return function(eqx.combine(of_seed, of_all), start, *rest)
+
+    over_seeds = functools.partial(jax.lax.map, one) if by_blocks_is_faster() else jax.vmap(one)
+    return over_seeds((of_seeds, start))
 
 
 @eqx.filter_jit

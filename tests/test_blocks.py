@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from gorl import _blocks
-from gorl._blocks import map_rows, mean_gradient
+from gorl._blocks import in_turn, map_rows, mean_gradient
 from gorl._network import perceptron
 
 ROW_SIZE = 1000
@@ -32,14 +32,35 @@ def test_the_gradient_of_a_mean_is_that_of_jax(num_rows, num_blocks):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), ours, truth)
 
 
-def test_on_a_cpu_a_large_batch_is_cut_and_elsewhere_it_is_not():
+def test_on_a_cpu_large_things_are_cut_and_elsewhere_they_are_not(monkeypatch):
     network, rows = problem(2048)
-    gradient = jax.jit(lambda network, rows: mean_gradient(squared_error, network, rows, ROW_SIZE))
-    mapped = jax.jit(lambda network, inputs: map_rows(network, inputs, ROW_SIZE))
-    for function, arguments in ((gradient, (network, rows)), (mapped, (network, rows[0]))):
-        traced = function.trace(*arguments)
-        assert "while" in traced.lower(lowering_platforms=("cpu",)).as_text()
-        assert "while" not in traced.lower(lowering_platforms=("cuda",)).as_text()
+
+    def programs():
+        yield jax.make_jaxpr(lambda rows: mean_gradient(squared_error, network, rows, ROW_SIZE))(rows)
+        yield jax.make_jaxpr(lambda inputs: map_rows(network, inputs, ROW_SIZE))(rows[0])
+        yield jax.make_jaxpr(jax.vmap(in_turn(jax.vmap(network))))(rows[0].reshape(2, 1024, 3))
+
+    assert all("scan" in str(program) for program in programs())
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert not any("scan" in str(program) for program in programs())
+
+
+def test_in_turn_is_vmap_of_whatever_has_an_axis():
+    network, (inputs, _) = problem(6)
+    several = jax.vmap(lambda scale: jax.tree.map(lambda leaf: scale * leaf, network))(jnp.arange(1.0, 4.0))
+
+    def function(network, inputs, name):
+        assert name == "static"
+        return {"sum": jnp.sum(jax.vmap(network)(inputs)), "key": jax.random.key(0)}
+
+    for axes in ((0, None, None), (0, 0, None)):
+        arguments = (several, inputs if axes[1] is None else inputs.reshape(3, 2, 3), "static")
+        ours = jax.vmap(in_turn(function), in_axes=axes)(*arguments)
+        truth = jax.vmap(function, in_axes=axes)(*arguments)
+        np.testing.assert_allclose(ours["sum"], truth["sum"], rtol=1e-5)
+        assert ours["key"].shape == (3,)
+    alone = in_turn(function)(network, inputs, "static")
+    np.testing.assert_allclose(alone["sum"], function(network, inputs, "static")["sum"], rtol=1e-5)
 
 
 def test_the_gradient_goes_through_vmap():
