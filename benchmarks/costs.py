@@ -2,6 +2,7 @@
 over Gaussian PPO, eight seeds over one, many stages over few, and the memory of a refinement. Each as a ratio, and raw.
 """
 
+import dataclasses
 import json
 import pathlib
 import statistics
@@ -154,12 +155,13 @@ def compare(
 def decoder(task: Task = "PointMass", repeats: Repeats = 3, out: Out = COSTS) -> None:
     """GoRL with flow matching over Gaussian PPO: a whole run each of as many steps, with the same networks."""
     staged = gorl.preset(task)
-    single = gorl.preset(task, method="ppo")
-    assert single.learner.num_envs == staged.learner.num_envs
-    assert sum(single.stage_steps) == sum(staged.stage_steps)
+    total = sum(staged.stage_steps)
+    # The preset of Gaussian PPO has other epochs and minibatches: this is the latent learner itself, on actions.
+    learner = dataclasses.replace(staged.learner, on_actions=True)
+    single = dataclasses.replace(staged, learner=learner, decoder=gorl.Identity(), stage_steps=(total,))
     runs = {"Gaussian PPO": (single, jax.random.key(0)), "GoRL, flow": (staged, jax.random.key(0))}
     compare(
-        f"{task}, {sum(staged.stage_steps):,} steps, compilation aside",
+        f"{task}, {total:,} steps, compilation aside",
         runs,
         1.0,
         repeats,
