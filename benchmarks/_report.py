@@ -43,6 +43,22 @@ def write(path: pathlib.Path, content: dict[str, Any]) -> None:
     gorl.write_whole(path, json.dumps({**content, **machine()}, indent=2) + "\n")
 
 
+def with_settings(config: gorl.Config, settings: list[str] | None) -> gorl.Config:
+    """A config with fields set by texts such as `learner.num_envs=256`.
+
+    **Raises:**
+
+    `gorl.InputError` for a text that sets nothing, or a config that cannot be.
+    """
+    values = {}
+    for setting in settings or []:
+        name, separator, text = setting.partition("=")
+        if not separator:
+            raise gorl.InputError(f"--set {setting} sets nothing: write it as FIELD=VALUE.")
+        values[name.strip()] = gorl.parse(config, name.strip(), text.strip())
+    return gorl.replace(config, values)
+
+
 def compiled(function: Callable[..., Any], *arguments: Any) -> tuple[Callable[..., Any], float]:
     """A function compiled for its arguments, and the seconds that took, tracing included."""
     began = time.perf_counter()

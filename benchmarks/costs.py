@@ -3,7 +3,6 @@ over Gaussian PPO, eight seeds over one, many stages over few, and the memory of
 """
 
 import dataclasses
-import json
 import pathlib
 import statistics
 import subprocess
@@ -19,30 +18,10 @@ import typer
 import gorl
 
 from ._report import RESULTS, compiled, console, table, timed, write
+from .peers import PIPELINE, run_pipeline
 
-# Whole process of the public code at the sizes of `PIPELINE`, two cores, as the design notes have it.
+# The whole process of the public code at the sizes of `PIPELINE` on two cores, measured before there was a GoRL.
 PUBLIC_SECONDS = 776
-PIPELINE = {
-    "learner.num_envs": 256,
-    "learner.unroll_length": 30,
-    "learner.num_unrolls": 8,
-    "learner.num_minibatches": 8,
-    "learner.num_epochs": 4,
-    "learner.policy_width": 32,
-    "learner.policy_depth": 4,
-    "learner.value_width": 256,
-    "learner.value_depth": 5,
-    "decoder.width": 64,
-    "decoder.depth": 4,
-    "refinement.num_episodes": 307,
-    "refinement.num_heldout": 15,
-    "refinement.batch_size": 2048,
-    "refinement.num_epochs": 10,
-    "refinement.num_draws": 8,
-    "stage_steps": "500000,500000",
-    "evaluation_interval": 122880,
-    "evaluation_episodes": 128,
-}
 GORL = (sys.executable, "-m", "gorl_cli")
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True, help=__doc__)
 Out = Annotated[pathlib.Path, typer.Option(help="Where the results go.")]
@@ -59,29 +38,23 @@ def process_seconds(*command: str) -> float:
 
 
 @app.command()
-def pipeline(
-    scale: Annotated[str, typer.Option(help="The preset whose values hold for what is not set here.")] = "paper",
-    repeats: Repeats = 3,
-    out: Out = COSTS,
-) -> None:
-    """The public pipeline's work, whole process and nothing cached, over the 776 s that the public code took."""
-    content: dict[str, Any] = {"settings": PIPELINE, "public_seconds": PUBLIC_SECONDS, "seconds": [], "returns": []}
+def pipeline(repeats: Repeats = 3, out: Out = COSTS) -> None:
+    """The public pipeline's work, whole process and nothing cached, over the 776 s that the public code took.
+
+    `python -m benchmarks.peers --public CHECKOUT` runs that code beside ours.
+    """
+    content: dict[str, Any] = {"settings": PIPELINE, "public_seconds": PUBLIC_SECONDS, "runs": []}
     for _ in range(repeats):
-        with tempfile.TemporaryDirectory() as scratch:
-            settings = [word for name, value in PIPELINE.items() for word in ("--set", f"{name}={value}")]
-            run = (*GORL, "--cache", "off", "train", "CartpoleSwingup", "--scale", scale, "--seeds", "1", *settings)
-            content["seconds"].append(process_seconds(*run, "--out", f"{scratch}/run"))
-            summary = json.loads(pathlib.Path(scratch, "run", "summary.json").read_text())
-            content["returns"].append(summary["kept_policy_return_mean"])
+        content["runs"].append(run_pipeline("CartpoleSwingup", PIPELINE))
         write(out / "pipeline.json", content)
-    seconds = statistics.median(content["seconds"])
+    seconds = statistics.median(run["seconds"] for run in content["runs"])
     table(
         "CartpoleSwingup, two stages of 500,000 steps",
         {
             "": ["public code (as measured before)", "gorl"],
             "s": [f"{PUBLIC_SECONDS}", f"{seconds:.0f}"],
             "times faster": ["1.0", f"{PUBLIC_SECONDS / seconds:.1f}"],
-            "kept policy": ["", ", ".join(f"{mean:.0f}" for mean in content["returns"])],
+            "kept policies": ["", ", ".join(f"{run['kept_policy_return']:.0f}" for run in content["runs"])],
         },
         left=("",),
     )

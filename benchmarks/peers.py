@@ -88,13 +88,16 @@ def run(module: str, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def run_pipeline(task: str, values: dict[str, Any]) -> dict[str, Any]:
-    """The seconds of `gorl train`, which finds nothing compiled before."""
+    """The seconds of `gorl train`, which finds nothing compiled before, and what its policy earns."""
     command = [sys.executable, "-m", "gorl_cli", "--cache", "off", "train", task, "--scale", "paper", "--seeds", "1"]
     for name, value in values.items():
         text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
         command += ["--set", f"{name}={text}"]
     with tempfile.TemporaryDirectory() as directory:
-        return {"seconds": timed_process("gorl train", [*command, "--out", f"{directory}/run"])[1]}
+        run = pathlib.Path(directory, "run")
+        seconds = timed_process("gorl train", [*command, "--out", str(run)])[1]
+        summary = json.loads((run / "summary.json").read_text())
+        return {"seconds": seconds, "kept_policy_return": summary["kept_policy_return_mean"]}
 
 
 def run_public_pipeline(code: _peer_public.PublicCode, config: gorl.Config) -> dict[str, Any]:

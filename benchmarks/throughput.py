@@ -20,8 +20,9 @@ import typer
 
 import gorl
 
-from ._report import RESULTS, compiled, console, png, seconds, table, timed, write
+from ._report import RESULTS, compiled, console, png, seconds, table, timed, with_settings, write
 
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 COLOURS = {"physics": "#0072B2", "matrix products": "#009E73", "everything else": "#D55E00"}
 
 
@@ -282,8 +283,10 @@ def show(task: str, parts: list[Part]) -> None:
     )
 
 
+@app.command()
 def main(
     tasks: Annotated[list[str] | None, typer.Option("--task", help="A task; may be given several times.")] = None,
+    scale: Annotated[str, typer.Option(help="The preset, as in gorl train.")] = "laptop",
     settings: Annotated[list[str] | None, typer.Option("--set", help="FIELD=VALUE, as in gorl train.")] = None,
     stages: Annotated[bool, typer.Option(help="Train a whole run of each task as well.")] = True,
     out: Annotated[pathlib.Path, typer.Option(help="Where the results go.")] = RESULTS / "throughput",
@@ -291,9 +294,7 @@ def main(
     """Measures each part of a run, and where the time of it goes."""
     results: dict[str, list[Part]] = {}
     for task in tasks or ["PointMass", "CheetahRun"]:
-        config = gorl.preset(task)
-        fields = dict(setting.split("=", 1) for setting in settings or [])
-        config = gorl.replace(config, {name: gorl.parse(config, name, text) for name, text in fields.items()})
+        config = with_settings(gorl.preset(task, scale), settings)
         results[task] = measure_task(task, config, stages, out / f"{task}.json")
     gorl.write_whole(out / "throughput.png", png(figure(results)))
 
@@ -323,8 +324,6 @@ def measure_task(task: str, config: gorl.Config, stages: bool, path: pathlib.Pat
 
 if __name__ == "__main__":
     try:
-        app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-        app.command()(main)
         app()
     except gorl.InputError as error:
         print(error, file=sys.stderr)

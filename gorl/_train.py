@@ -100,7 +100,8 @@ def train(config: Config, key: RandomKey, on_evaluation: Callable[[Evaluation], 
     """Trains a policy: GoRL's stages, from the first step to the last, as one compiled function.
 
     A pure function of its arguments, under `jax.jit` and `jax.vmap` as well. It compiles for itself, and a second call
-    with a config of the same shapes compiles nothing.
+    with a config of the same shapes compiles nothing. Of what `vmap` asks for, a GPU does each chunk side by side, and a
+    CPU one after the other, which is faster there.
 
     **Arguments:**
 
@@ -143,7 +144,7 @@ def iterate(config: Config, start: RandomKeys | TrainState) -> Iterator[tuple[Ch
     **Arguments:**
 
     - `config`: what the run is.
-    - `start`: a key from `jax.random.key`, or several (`jax.random.split(key, 8)`) for a run over seeds in one `vmap`;
+    - `start`: a key from `jax.random.key`, or several (`jax.random.split(key, 8)`) for a run over seeds in one call;
         or a state to continue from. With several, a number of the config may be a batch with one value for each.
 
     **Returns:**

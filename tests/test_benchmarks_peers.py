@@ -4,6 +4,7 @@ import importlib.util
 import itertools
 import json
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -212,11 +213,15 @@ def test_pipelines_cut_short_leave_what_they_had(tmp_path, checkout, complete, m
 def test_our_pipeline_is_the_commands(monkeypatch):
     def timed_process(name, command):
         commands.append(command)
+        run = pathlib.Path(command[command.index("--out") + 1])
+        run.mkdir()
+        (run / "summary.json").write_text('{"kept_policy_return_mean": 7.0}')
         return "", 1.0
 
     commands = []
     monkeypatch.setattr(peers, "timed_process", timed_process)
-    assert peers.run_pipeline("CartpoleSwingup", peers.PIPELINE) == {"seconds": 1.0}
+    run = peers.run_pipeline("CartpoleSwingup", peers.PIPELINE)
+    assert run == {"seconds": 1.0, "kept_policy_return": 7.0}
     (command,) = commands
     assert command[1:7] == ["-m", "gorl_cli", "--cache", "off", "train", "CartpoleSwingup"]
     assert "stage_steps=500000,500000" in command
