@@ -169,7 +169,9 @@ def measure(config: gorl.Config, say: Callable[[Part], None]) -> None:
 
     workers = gorl.Workers.idle(training, learner.num_envs)
     run, act_compiling = compiled(act, policy(False), workers, keys[4])
-    workers, experience = run(policy(False), workers, keys[4])
+    # Twice: the first begins all episodes, for which the second draws new start states, as resets of 200 steps may be.
+    workers, _ = run(policy(False), workers, keys[4])
+    workers, experience = run(policy(False), workers, keys[5])
     diffusion = gorl.Diffusion(width=config.decoder.width, depth=config.decoder.depth)
     other = gorl.StagedDecoder(
         diffusion.init(gorl.RunningStatistics.of(noise), episodes.action_size, keys[3]), jnp.asarray(True)

@@ -32,9 +32,9 @@ def test_a_gradient_is_limited_by_the_products_of_each_layer_and_of_the_gradient
     assert throughput.gradient_seconds(network, 7) == 7 * (3 * layers - 3 * 5)
 
 
-def test_all_parts_are_left_and_drawn(tiny, tmp_path):
-    # The smallest batch that a regression epoch is timed with is 20,000 pairs.
-    parts = throughput.measure_task("MultiGoal", tiny, True, tmp_path / "MultiGoal.json")
+def test_all_parts_are_left_and_drawn(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(throughput, "product_seconds", lambda *sizes: 1e-6)  # dozens of programs
+    parts = throughput.measure_task("MultiGoal", tiny, False, tmp_path / "MultiGoal.json")
     content = json.loads((tmp_path / "MultiGoal.json").read_text())
     assert content["finished"]
     assert [part["name"] for part in content["parts"]] == [part.name for part in parts]
@@ -51,12 +51,31 @@ def test_all_parts_are_left_and_drawn(tiny, tmp_path):
     by_name = {part.name: part for part in parts}
     assert by_name["rollout, identity"].amount == tiny.steps_per_iteration
     assert by_name["PPO update"].amount == tiny.steps_per_iteration * learner.num_epochs
-    assert {"learn, stage 0", "learn, stage 1", "refine, stage 0"} <= set(content["seconds"])
     drawn = throughput.figure({"MultiGoal": parts})
     (panel,) = drawn.axes
     # Bars that are stacked to the whole.
     ends = {round(bar.get_x() + bar.get_width(), 6) for bar in panel.patches[-len(panel.get_yticklabels()) :]}
     assert ends == {1.0}
+
+
+def test_a_product_of_matrices_takes_some_time():
+    assert 0 < throughput.product_seconds(8, 4, 2) < 1
+
+
+def test_the_seconds_of_a_run_are_by_phase_and_stage_and_the_chunk_that_compiles_is_apart(tiny, monkeypatch):
+    def timed(config, key):
+        return ((chunk, None, 100.0 if chunk.position == 0 else 1.0) for chunk in gorl.schedule(config))
+
+    monkeypatch.setattr(throughput, "timed", timed)
+    found = throughput.run_seconds(tiny)
+    assert found == {
+        "first, compiling": 100.0,
+        "learn, stage 0": 5.0,
+        "evaluate, stage 0": 3.0,
+        "refine, stage 0": 1.0,
+        "evaluate, stage 1": 5.0,
+        "learn, stage 1": 5.0,
+    }
 
 
 def test_a_measurement_that_is_cut_short_leaves_what_it_had(tiny, tmp_path, monkeypatch):

@@ -85,9 +85,13 @@ def resumed(run, cache):
 
 
 @pytest.mark.parametrize(
-    ("seeds", "moments"), [(1, ["phase", "refinement"]), (4, ["compiling", "phase", "saving", "refinement"])]
+    ("method", "seeds", "moments"),
+    [
+        ("gorl-flow", 1, ["phase", "refinement"]),
+        ("gorl-flow", 4, ["compiling", "phase", "saving"]),
+        ("gorl-sac", 4, ["phase", "saving", "refinement"]),
+    ],
 )
-@pytest.mark.parametrize("method", METHODS)
 def test_a_run_that_is_killed_again_and_again_ends_bit_for_bit_like_one_that_is_not(
     begin, unbroken, cache, tmp_path, method, seeds, moments
 ):
