@@ -100,8 +100,8 @@ def train(config: Config, key: RandomKey, on_evaluation: Callable[[Evaluation], 
     """Trains a policy: GoRL's stages, from the first step to the last, as one compiled function.
 
     A pure function of its arguments, under `jax.jit` and `jax.vmap` as well. It compiles for itself, and a second call
-    with a config of the same shapes compiles nothing. Under `vmap` a GPU does each chunk of all runs side by side, and a
-    CPU that of one run after the other, which is faster there.
+    with a config of the same shapes compiles nothing. Under `vmap` a GPU does the runs side by side, and a CPU one
+    after the other, chunk by chunk, which is faster there.
 
     **Arguments:**
 
