@@ -1,4 +1,5 @@
 import contextlib
+import functools
 import itertools
 import re
 
@@ -25,13 +26,13 @@ def plain(tiny, keys):
 
 @contextlib.contextmanager
 def as_on_a_gpu():
-    """Whatever is traced here, and not compiled before, has seeds side by side where a CPU takes them in turn."""
+    """A run that is traced here has its seeds side by side where a CPU takes them in turn."""
     with pytest.MonkeyPatch.context() as patch:
         for module in ("gorl._blocks", "gorl._train"):
             patch.setattr(f"{module}.by_blocks_is_faster", lambda: False)
-        jax.clear_caches()
+        # Without its own `jit`, which would have the program that it made for a CPU.
+        patch.setattr("gorl._train._train", gorl._train._train.__wrapped__)
         yield
-    jax.clear_caches()
 
 
 @pytest.fixture(scope="module", params=[contextlib.nullcontext, as_on_a_gpu], ids=["in turn", "side by side"])
@@ -41,15 +42,21 @@ def device(request):
 
 
 @pytest.fixture(scope="module")
-def vmapped(tiny, keys, device):
-    """The program of a run over three seeds, and its result."""
-    with device():
-        return run_vmapped(tiny, keys)
-
-
 def run_vmapped(tiny, keys):
-    program = jax.jit(jax.vmap(gorl.train, in_axes=(None, 0))).lower(tiny, keys).compile()
-    return program, program(tiny, keys)
+    """Makes the program of a run over three seeds, and its result; once for each arrangement of seeds."""
+
+    @functools.cache
+    def run(device):
+        with device():
+            program = jax.jit(jax.vmap(gorl.train, in_axes=(None, 0))).lower(tiny, keys).compile()
+        return program, program(tiny, keys)
+
+    return run
+
+
+@pytest.fixture
+def vmapped(run_vmapped, device):
+    return run_vmapped(device)
 
 
 @pytest.fixture(scope="module")
