@@ -11,6 +11,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.extend.core import jaxpr_as_fun
 from jaxtyping import Array, PyTree, Shaped
 
 # What the widest layer makes of one block: a mebibyte of 32-bit floats, which is what a core's own cache holds.
@@ -70,9 +71,15 @@ def in_turn(function: Callable[..., PyTree]) -> Callable[..., PyTree]:
 
     def call(*arguments: PyTree) -> PyTree:
         arrays, static = eqx.partition(arguments, eqx.is_array)
-        # Under a `jit` of its own it is traced once, although the loop over it is made from scratch.
-        traced_once = jax.jit(lambda arrays: function(*eqx.combine(arrays, static)))
-        return jax.custom_batching.sequential_vmap(traced_once)(arrays)
+        leaves, structure = jax.tree.flatten(arrays)
+
+        def flat(*leaves: Array) -> PyTree:
+            return function(*eqx.combine(jax.tree.unflatten(structure, leaves), static))
+
+        # Traced here, as it would be traced again for the loop.
+        program, returned = jax.make_jaxpr(flat, return_shape=True)(*leaves)
+        results = jax.custom_batching.sequential_vmap(jaxpr_as_fun(program))(*leaves)
+        return jax.tree.unflatten(jax.tree.structure(returned), results)
 
     return call
 
