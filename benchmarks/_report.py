@@ -7,6 +7,7 @@ import os
 import pathlib
 import platform
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -18,10 +19,12 @@ import jax
 import matplotlib.figure
 import rich.console
 import rich.table
+import typer
 
 import gorl
 
 RESULTS = pathlib.Path(__file__).parent / "results"
+GORL = (sys.executable, "-m", "gorl_cli")
 PACKAGES = ("gorl", "jax", "jaxlib", "equinox", "diffrax", "mujoco-mjx", "brax")
 console = rich.console.Console(highlight=False, width=None if sys.stdout.isatty() else 150)
 
@@ -79,6 +82,13 @@ def once(function: Callable[..., Any], *arguments: Any) -> float:
     return time.perf_counter() - began
 
 
+def process_seconds(*command: str) -> float:
+    """How long a process takes, from its start to its end."""
+    began = time.perf_counter()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - began
+
+
 def timed(
     config: gorl.Config, start: jax.Array | gorl.TrainState
 ) -> Iterator[tuple[gorl.Chunk, gorl.TrainState, float]]:
@@ -105,3 +115,12 @@ def table(title: str, columns: dict[str, list[str]], left: tuple[str, ...] = ())
     for row in zip(*columns.values(), strict=True):
         shown.add_row(*row)
     console.print(shown)
+
+
+def answer(app: typer.Typer) -> None:
+    """Runs a benchmark as a program: bad input is one sentence on standard error, and exit code 2."""
+    try:
+        app()
+    except gorl.InputError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)

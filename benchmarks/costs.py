@@ -17,24 +17,16 @@ import typer
 
 import gorl
 
-from ._report import RESULTS, compiled, console, table, timed, write
+from ._report import GORL, RESULTS, answer, compiled, console, process_seconds, table, timed, write
 from .peers import PIPELINE, run_pipeline
 
 # The whole process of the public code at the sizes of `PIPELINE` on two cores, measured before there was a GoRL.
 PUBLIC_SECONDS = 776
-GORL = (sys.executable, "-m", "gorl_cli")
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True, help=__doc__)
 Out = Annotated[pathlib.Path, typer.Option(help="Where the results go.")]
 Repeats = Annotated[int, typer.Option(min=1, help="How often each is measured, in turns; medians are compared.")]
 Task = Annotated[str, typer.Option(help="What to train on.")]
 COSTS = RESULTS / "costs"
-
-
-def process_seconds(*command: str) -> float:
-    """How long a process takes, from its start to its end."""
-    began = time.perf_counter()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    return time.perf_counter() - began
 
 
 @app.command()
@@ -228,8 +220,4 @@ def refinement_bytes(config: gorl.Config) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    try:
-        app()
-    except gorl.InputError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
+    answer(app)

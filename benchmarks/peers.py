@@ -29,7 +29,7 @@ import typer
 import gorl
 
 from . import _peer_public
-from ._report import RESULTS, console, table, write
+from ._report import GORL, RESULTS, console, table, write
 
 # What the public GoRL code trains CartpoleSwingup with, at a size that two cores can take.
 SETTINGS = {
@@ -89,7 +89,7 @@ def run(module: str, settings: dict[str, Any]) -> dict[str, Any]:
 
 def run_pipeline(task: str, values: dict[str, Any]) -> dict[str, Any]:
     """The seconds of `gorl train`, which finds nothing compiled before, and what its policy earns."""
-    command = [sys.executable, "-m", "gorl_cli", "--cache", "off", "train", task, "--scale", "paper", "--seeds", "1"]
+    command = [*GORL, "--cache", "off", "train", task, "--scale", "paper", "--seeds", "1"]
     for name, value in values.items():
         text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
         command += ["--set", f"{name}={text}"]

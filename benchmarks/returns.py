@@ -10,7 +10,6 @@ import json
 import pathlib
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from typing import Annotated
@@ -25,9 +24,9 @@ from rliable import library, metrics
 
 import gorl
 
-from ._report import console, png
+from ._report import GORL, console, png
 
-TRAIN = (sys.executable, "-m", "gorl_cli", "train")
+TRAIN = (*GORL, "train")
 RESULTS = pathlib.Path(__file__).parent / "results" / "returns"
 PAPER_RETURNS = pathlib.Path(__file__).parent / "paper_returns.csv"
 # Okabe and Ito's palette, which colour-blind people can tell apart.

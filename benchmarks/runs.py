@@ -7,8 +7,6 @@ train` of its own, compilation included.
 
 import pathlib
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from typing import Annotated
@@ -19,17 +17,9 @@ import typer
 
 import gorl
 
-from ._report import RESULTS, console, write
+from ._report import GORL, RESULTS, console, process_seconds, write
 
-GORL = (sys.executable, "-m", "gorl_cli")
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-
-
-def seconds_of(*arguments: str) -> float:
-    """How long `gorl` with these arguments takes, from the start of the process to its end."""
-    began = time.perf_counter()
-    subprocess.run([*GORL, *arguments], check=True, stdout=subprocess.DEVNULL)
-    return time.perf_counter() - began
 
 
 @app.command()
@@ -53,7 +43,7 @@ def checkpoints(
                 with tempfile.TemporaryDirectory() as scratch:
                     options = ("--method", method, "--seeds", str(seeds), "--steps", steps)
                     out = ("--checkpoint-every", interval, "--out", f"{scratch}/run")
-                    times[kind].append(seconds_of("train", task, *options, *out))
+                    times[kind].append(process_seconds(*GORL, "train", task, *options, *out))
         saves, megabytes, total = saving(gorl.preset(task, method=method), int(float(steps)), seeds, every)
         ratio = statistics.median(times["with"]) / statistics.median(times["without"])
         results[method] = {
@@ -109,9 +99,9 @@ def sweep(
     """The time of one sweep over that of the separate runs."""
     options = (task, "--method", method, "--seeds", str(seeds), "--steps", steps)
     with tempfile.TemporaryDirectory() as scratch:
-        together = seconds_of("sweep", *options, "--set", f"{field}={values}", "--out", f"{scratch}/sweep")
+        together = process_seconds(*GORL, "sweep", *options, "--set", f"{field}={values}", "--out", f"{scratch}/sweep")
         apart = [
-            seconds_of("train", *options, "--set", f"{field}={value}", "--out", f"{scratch}/{value}")
+            process_seconds(*GORL, "train", *options, "--set", f"{field}={value}", "--out", f"{scratch}/{value}")
             for value in values.split(",")
         ]
     ratio = together / sum(apart)

@@ -20,7 +20,7 @@ import typer
 
 import gorl
 
-from ._report import RESULTS, compiled, console, png, seconds, table, timed, with_settings, write
+from ._report import RESULTS, answer, compiled, console, png, seconds, table, timed, with_settings, write
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 COLOURS = {"physics": "#0072B2", "matrix products": "#009E73", "everything else": "#D55E00"}
@@ -325,8 +325,4 @@ def measure_task(task: str, config: gorl.Config, stages: bool, path: pathlib.Pat
 
 
 if __name__ == "__main__":
-    try:
-        app()
-    except gorl.InputError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
+    answer(app)

@@ -73,19 +73,6 @@ class Fit(eqx.Module):
     num_epochs: Int[Array, "*batch"]  # until it stopped
 
 
-class _Place(eqx.Module):
-    """Where pairs are found."""
-
-    time: Int[Array, "*batch"]
-    episode: Int[Array, "*batch"]
-
-    @staticmethod
-    def of(number: Int[Array, "*batch"], first_episode: int, num_episodes: int) -> "_Place":
-        """Of the pairs of some episodes side by side, where those of these numbers are."""
-        time, episode = jnp.divmod(number, num_episodes)
-        return _Place(time, first_episode + episode)
-
-
 class _Search(eqx.Module):
     """Where a regression stands between two epochs."""
 
@@ -121,8 +108,6 @@ def fit_decoder(
 
     The decoder, and how it went.
     """
-    # Everything is by index into these: holding out and shuffling copy nothing.
-    pairs = (observations, actions, latents)
     num_kept, num_episodes, action_size = actions.shape
     num_heldout = refinement.num_heldout * num_kept
     num_fitted = num_episodes * num_kept - num_heldout
@@ -131,17 +116,25 @@ def fit_decoder(
     optimiser = optax.adam(refinement.learning_rate)  # pyright: ignore[reportArgumentType]
     heldout_key, key = jax.random.split(key)
 
-    def draw(place: _Place, key: RandomKey) -> tuple[_Place, Array | None, RandomKeys]:
+    # Everything is by index into these: holding out and shuffling copy nothing.
+    pairs = jax.tree.map(lambda leaf: leaf.reshape(-1, leaf.shape[-1]), (observations, actions, latents))
+
+    def pair(number: Int[Array, " pairs"], first_episode: int, count: int) -> Int[Array, " pairs"]:
+        """Of the pairs of `count` episodes side by side, where in all pairs those of these numbers are."""
+        time, episode = jnp.divmod(number, count)
+        return time * num_episodes + first_episode + episode
+
+    def draw(chosen: Int[Array, " pairs"], key: RandomKey) -> tuple[Array, Array | None, RandomKeys]:
         """One flat batch of rows: another axis for the draws would put transposes around every product of matrices."""
-        rows = jax.tree.map(lambda leaf: jnp.repeat(leaf, refinement.num_draws), place)
+        rows = jnp.repeat(chosen, refinement.num_draws)
         loss_key, latent_key = jax.random.split(key)
-        noise = jax.random.normal(latent_key, (rows.time.size, action_size)) if latents is None else None
-        return rows, noise, jax.random.split(loss_key, rows.time.size)
+        noise = jax.random.normal(latent_key, (rows.size, action_size)) if latents is None else None
+        return rows, noise, jax.random.split(loss_key, rows.size)
 
     def loss_of(
-        decoder: AbstractDecoder, place: _Place, noise: Float[Array, " action"] | None, key: RandomKey
+        decoder: AbstractDecoder, row: Int[Array, ""], noise: Float[Array, " action"] | None, key: RandomKey
     ) -> Float[Array, ""]:
-        observation, action, own_latent = jax.tree.map(lambda leaf: leaf[place.time, place.episode], pairs)
+        observation, action, own_latent = jax.tree.map(lambda leaf: leaf[row], pairs)
         return decoder.loss(observation, own_latent if noise is None else noise, action, key)
 
     def batch_step(carry: tuple[AbstractDecoder, PyTree], inputs: tuple) -> tuple[tuple, Float[Array, ""]]:
@@ -154,8 +147,8 @@ def fit_decoder(
             return loss, loss
 
         chosen, key = inputs
-        place = _Place.of(chosen, refinement.num_heldout, num_episodes - refinement.num_heldout)
-        gradient, loss = mean_gradient(mean_loss, trainable, draw(place, key), width)
+        drawn = draw(pair(chosen, refinement.num_heldout, num_episodes - refinement.num_heldout), key)
+        gradient, loss = mean_gradient(mean_loss, trainable, drawn, width)
         updates, optimiser_state = optimiser.update(gradient, optimiser_state)
         return (eqx.combine(optax.apply_updates(trainable, updates), rest), optimiser_state), loss
 
@@ -184,8 +177,7 @@ def fit_decoder(
         def batch_loss(inputs: tuple[Int[Array, " batch"], RandomKey]) -> Float[Array, ""]:
             chosen, key = inputs
             counts = chosen < num_heldout  # the last batch is filled up with pairs that do not count
-            place = _Place.of(jnp.minimum(chosen, num_heldout - 1), 0, refinement.num_heldout)
-            drawn = draw(place, key)
+            drawn = draw(pair(jnp.minimum(chosen, num_heldout - 1), 0, refinement.num_heldout), key)
             losses = map_rows(lambda row: loss_of(decoder, *row), drawn, width)
             return jnp.sum(losses, where=jnp.repeat(counts, refinement.num_draws))
 
