@@ -15,7 +15,7 @@ _DOING = {
     gorl.Phase.EVALUATE: "evaluating",
     gorl.Phase.REFINE: "refining the decoder",
 }
-_COMPILING = "compiling, once, for about a minute"
+_COMPILING = "compiling, once, for about half a minute"
 
 
 class Progress:
@@ -33,7 +33,7 @@ class Progress:
         self._title = title
         self._names = names
         self._diverged: set[int] = set()
-        self._is_compiled = False
+        self._seen: set[gorl.Phase] = set()
         self._phases = [gorl.Phase(int(phase)) for phase in gorl.schedule(config).phase]
         self._iterations = sum(config.stage_iterations)
         self._seconds: dict[gorl.Phase, list[float]] = {phase: [] for phase in gorl.Phase}
@@ -75,9 +75,11 @@ class Progress:
         now = time.monotonic()
         phase, position = gorl.Phase(int(chunk.phase)), int(chunk.position)
         seconds = now - self._last
-        if self._is_compiled:  # the first chunk compiles
+        # The first of a phase waits for its program. That of a refinement was made while there was learning to do.
+        if phase in self._seen or phase == gorl.Phase.REFINE:
             self._seconds[phase].append(seconds)
-        self._last, self._is_compiled = now, True
+        self._last = now
+        self._seen.add(phase)
         if phase == gorl.Phase.EVALUATE and not chunk.is_final:
             self._return = finite_mean(np.mean(state.returns[:, int(chunk.evaluation)], axis=1))
             self._say(f"stage {int(chunk.stage)}  {self._figures(chunk)}", in_terminal=False)
@@ -94,14 +96,17 @@ class Progress:
                 self._diverged.add(index)
                 steps = int(state.diverged_at[index]) * self._config.steps_per_iteration
                 self._say(f"{self._names[index]} diverged at {steps:,} env steps: its numbers are not finite any more")
-        following = self._phases[position + 1] if position + 1 < len(self._phases) else None
+        following = self._phases[position + 1 : position + 2]
         self._bar.update(
             self._task,
             completed=position + 1,
             stage=int(chunk.stage),
             figures=self._figures(chunk),
-            description=_DOING[following] if following is not None else "done",
+            description=self._doing(following[0]) if following else "done",
         )
+
+    def _doing(self, phase: gorl.Phase) -> str:
+        return _COMPILING if phase == gorl.Phase.LEARN and phase not in self._seen else _DOING[phase]
 
     def _figures(self, chunk: gorl.Chunk) -> str:
         steps = int(chunk.iterations) * self._config.steps_per_iteration

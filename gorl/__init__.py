@@ -77,5 +77,6 @@ from ._train import (
     TrainState as TrainState,
     finish as finish,
     iterate as iterate,
+    precompile as precompile,
     train as train,
 )

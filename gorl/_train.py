@@ -1,11 +1,12 @@
 """The stage loop: the one page that explains the whole system.
 
 A run is a sequence of chunks, see `gorl.schedule`: iterations of the learner, evaluations and refinements. `train` is
-one `lax.scan` over them; `iterate` is a Python loop over the same chunks.
+one `lax.scan` over them; `iterate` is a Python loop over the same chunks, with a program for each kind of them.
 """
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree, UInt32
 
+from ._ahead import CompiledAhead
 from ._blocks import by_blocks_is_faster, in_turn
 from ._config import Config, as_arrays
 from ._decoder import AbstractDecoder
@@ -139,7 +141,9 @@ def _train(config: Config, key: RandomKey, on_evaluation: Callable[[Evaluation],
 def iterate(config: Config, start: RandomKeys | TrainState) -> Iterator[tuple[Chunk, TrainState]]:
     """The same run as `train`, chunk by chunk, for whoever wants to watch it, stop it or save it.
 
-    Stopped anywhere and continued from its last state, it goes on bit-identically.
+    Stopped anywhere and continued from its last state, it goes on bit-identically. Learning, evaluating and refining
+    are programs of their own here: the run begins when the first of them is compiled, and the others are compiled in
+    the background meanwhile.
 
     **Arguments:**
 
@@ -155,20 +159,35 @@ def iterate(config: Config, start: RandomKeys | TrainState) -> Iterator[tuple[Ch
 
     `gorl.InputError` as `train` does.
     """
-    config = prepare(config)
-    if not isinstance(start, TrainState):
-        _check_key(start, batch_allowed=True)
-    _check_batch(config, start)
-    if not isinstance(start, TrainState):
-        shapes(config, start)  # whatever cannot be trained says so now, rather than at the first chunk
+    config = _prepare_batch(config, start)
 
     def chunks() -> Iterator[tuple[Chunk, TrainState]]:
         state = start if isinstance(start, TrainState) else _start_batch(config, start)
-        for chunk in schedule(config).from_position(int(np.max(state.position))):
-            state = _advance_batch(config, state, chunk)
-            yield chunk, state
+        with _compiled_ahead(config, state) as programs:
+            for chunk in schedule(config).from_position(_position(state)):
+                phase = Phase(int(chunk.phase))
+                programs.wait(phase)
+                state = _advance_batch(config, state, chunk, phase)
+                yield chunk, state
 
     return chunks()
+
+
+def precompile(config: Config, start: RandomKeys | TrainState) -> None:
+    """Compiles everything that `iterate` is going to run, and waits for it. For measuring what running takes.
+
+    **Arguments:**
+
+    - `config`, `start`: as for `iterate`.
+
+    **Raises:**
+
+    `gorl.InputError` as `train` does.
+    """
+    config = _prepare_batch(config, start)
+    state = start if isinstance(start, TrainState) else _start_batch(config, start)
+    with _compiled_ahead(config, state) as programs:
+        programs.wait_for_all()
 
 
 def shapes(config: Config, key: RandomKeys) -> TrainState:
@@ -178,7 +197,7 @@ def shapes(config: Config, key: RandomKeys) -> TrainState:
 
 def finish(config: Config, state: TrainState) -> Result:
     """The result of a run whose last state is `state`. (Before the last chunk: of the run so far.)"""
-    return _over_seeds(_finish, prepare(config), state)
+    return _finish_batch(prepare(config), state)
 
 
 def prepare(config: Config) -> Config:
@@ -219,9 +238,16 @@ def _start(config: Config, key: RandomKey) -> TrainState:
 
 
 def _advance(
-    config: Config, state: TrainState, chunk: Chunk, on_evaluation: Callable[[Evaluation], None] | None = None
+    config: Config,
+    state: TrainState,
+    chunk: Chunk,
+    on_evaluation: Callable[[Evaluation], None] | None = None,
+    phase: Phase | None = None,
 ) -> TrainState:
-    """One chunk of a run. Its phase has no batch axis under `vmap`, so that the switch stays a branch."""
+    """One chunk of a run; of one phase only, if that is known beforehand.
+
+    The phase of a chunk has no batch axis under `vmap`, so that the switch stays a branch.
+    """
 
     def advance(config: Config, state: TrainState, chunk: Chunk) -> TrainState:
         *_, run_key = jax.random.split(state.key, 3)
@@ -229,6 +255,7 @@ def _advance(
         # With one stage there is nothing to refine, and nothing of it to compile.
         evaluate = functools.partial(_evaluate, on_evaluation=on_evaluation)
         branches = (_learn, evaluate, _refine)[: 2 if config.num_stages == 1 else 3]
+        branches = branches if phase is None else branches[phase : phase + 1]
         phases = [functools.partial(branch, config) for branch in branches]
         state = jax.lax.switch(chunk.phase, phases, state, chunk, key)
         return eqx.tree_at(lambda s: s.position, state, jnp.asarray(chunk.position + 1, jnp.int32))
@@ -383,6 +410,35 @@ def _check_batch(config: Config, start: RandomKeys | TrainState) -> None:
             )
 
 
+def _prepare_batch(config: Config, start: RandomKeys | TrainState) -> Config:
+    """As `prepare`, and checks that a run can begin or go on there."""
+    config = prepare(config)
+    if not isinstance(start, TrainState):
+        _check_key(start, batch_allowed=True)
+    _check_batch(config, start)
+    if not isinstance(start, TrainState):
+        shapes(config, start)  # whatever cannot be trained says so now, rather than at the first chunk
+    return config
+
+
+def _position(state: TrainState) -> int:
+    """How many chunks have been done; of several seeds all have done as many."""
+    return int(np.max(state.position))
+
+
+def _compiled_ahead(config: Config, state: TrainState) -> CompiledAhead:
+    """The programs of the phases that are left, in the order in which they come."""
+    chunks, position = schedule(config), _position(state)
+    lower = _advance_batch.lower  # pyright: ignore[reportFunctionMemberAccess]  # Equinox's types do not say so
+    programs: dict[Hashable, Callable[[], Any]] = {}
+    _, first_of_each = np.unique(chunks.phase[position:], return_index=True)
+    for index in np.sort(first_of_each):
+        chunk = next(chunks.from_position(position + int(index)))
+        phase = Phase(int(chunk.phase))
+        programs[phase] = functools.partial(lower, config, state, chunk, phase)
+    return CompiledAhead(programs)
+
+
 def _over_seeds(function, config: Config, start: RandomKeys | TrainState, *rest: PyTree) -> PyTree:
     """`function(config, start, *rest)` for each seed, and for each value where the config has one for each seed."""
     if (start.key if isinstance(start, TrainState) else start).ndim == 0:
@@ -403,5 +459,10 @@ def _start_batch(config: Config, key: RandomKeys) -> TrainState:
 
 
 @eqx.filter_jit
-def _advance_batch(config: Config, state: TrainState, chunk: Chunk) -> TrainState:
-    return _over_seeds(_advance, config, state, chunk)
+def _advance_batch(config: Config, state: TrainState, chunk: Chunk, phase: Phase) -> TrainState:
+    return _over_seeds(functools.partial(_advance, phase=phase), config, state, chunk)
+
+
+@eqx.filter_jit
+def _finish_batch(config: Config, state: TrainState) -> Result:
+    return _over_seeds(_finish, config, state)

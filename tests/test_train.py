@@ -1,7 +1,9 @@
 import contextlib
+import dataclasses
 import functools
 import itertools
 import re
+import time
 
 import equinox as eqx
 import jax
@@ -11,6 +13,7 @@ import pytest
 
 import gorl
 from gorl import Phase
+from gorl._decoder._flow import FlowDecoder
 
 
 @pytest.fixture(scope="module")
@@ -184,6 +187,41 @@ def test_chunks_after_the_first_compile_nothing(tiny, keys, watched, compilation
     compilations.clear()
     assert len(list(gorl.iterate(tiny, key))) == len(watched)
     assert not compilations
+
+
+def test_after_precompiling_nothing_is_left_to_compile(tiny, compilations):
+    config = gorl.replace(tiny, {"evaluation_episodes": 3})  # which no other test has compiled
+    key = jax.random.key(5)
+    gorl.precompile(config, key)
+    assert compilations
+    compilations.clear()
+    assert len(list(gorl.iterate(config, key))) == len(gorl.schedule(config))
+    assert not compilations
+
+
+class Mistaken(FlowDecoder):
+    """A decoder in whose loss there is a mistake."""
+
+    def loss(self, observation, latent, action, key):
+        raise ZeroDivisionError("a mistake in the loss")
+
+
+class CannotBeFitted(gorl.FlowMatching):
+    def init(self, statistics, action_size, key):
+        flow = super().init(statistics, action_size, key)
+        return Mistaken(**{field.name: getattr(flow, field.name) for field in dataclasses.fields(flow)})
+
+
+def test_a_mistake_in_the_decoder_is_known_long_before_the_first_stage_ends(tiny, keys):
+    decoder = CannotBeFitted(width=8, depth=1, num_steps=2)
+    config = gorl.replace(tiny, {"decoder": decoder, "stage_steps": (500_000, 160)})
+
+    def begin():
+        for _ in itertools.islice(gorl.iterate(config, keys[0]), 3000):
+            time.sleep(0.01)  # a stage takes minutes elsewhere, and the program of the refinement comes last
+
+    with pytest.raises(ZeroDivisionError, match="a mistake in the loss"):
+        begin()
 
 
 class CountsTraces:
