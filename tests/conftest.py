@@ -1,7 +1,21 @@
 """What several test files share."""
 
 import functools
+import os
+import shutil
 import sys
+import tempfile
+
+from quick import OLDER_EMITTERS
+
+# Before JAX is imported, and inherited by pytest's workers and the processes that tests begin. What has been compiled
+# in one of them no other compiles again.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    _PROGRAMS = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="gorl-tests-")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+else:
+    _PROGRAMS = None
+os.environ.setdefault("XLA_FLAGS", OLDER_EMITTERS)
 
 import equinox as eqx
 import jax
@@ -12,6 +26,11 @@ import pytest
 from scipy.special import expit
 
 import gorl
+
+
+def pytest_unconfigure():
+    if _PROGRAMS is not None:
+        shutil.rmtree(_PROGRAMS, ignore_errors=True)
 
 
 @pytest.fixture(scope="session", autouse=True)

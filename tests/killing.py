@@ -12,6 +12,8 @@ import subprocess
 import sys
 import time
 
+from quick import quick_environment
+
 # Stages of a second or two, so that there is time to be killed in; a checkpoint after each chunk.
 SMALL = [
     "--set=learner.num_envs=16",
@@ -46,12 +48,11 @@ class Process:
 
     def __init__(self, *arguments, cache, saves=0):
         # With the compiled programs on disk a process takes seconds; without optimisation, making them does as well.
-        environment = os.environ | {
-            "JAX_COMPILATION_CACHE_DIR": str(cache),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            "XLA_FLAGS": "--xla_backend_optimization_level=0",
-            "PYTHONUNBUFFERED": "1",
-        }
+        environment = quick_environment(
+            JAX_COMPILATION_CACHE_DIR=str(cache),
+            JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
+            PYTHONUNBUFFERED="1",
+        )
         command = [sys.executable, __file__, str(saves), *map(str, arguments)]
         self._process = subprocess.Popen(
             command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

@@ -6,12 +6,12 @@ already. So this file is also a program, which makes all the films and prints wh
 
 import functools
 import json
-import os
 import subprocess
 import sys
 import unittest.mock
 
 import pytest
+from quick import quick_environment
 
 PACKAGES = "drawing takes EGL (apt install libegl1 libgl1-mesa-dri) or OSMesa (apt install libosmesa6)"
 
@@ -20,8 +20,7 @@ def drawing_process(*command):
     """Runs Python where MuJoCo can draw, and returns what it prints. Skips the test where MuJoCo cannot."""
     probe = "import mujoco; mujoco.Renderer(mujoco.MjModel.from_xml_string('<mujoco/>'), 8, 8)"
     for name in ("egl", "osmesa"):
-        # The programs here take seconds to compile and milliseconds to run.
-        environment = os.environ | {"MUJOCO_GL": name, "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+        environment = quick_environment(MUJOCO_GL=name)
         if subprocess.run([sys.executable, "-c", probe], env=environment, capture_output=True).returncode == 0:
             break
     else:

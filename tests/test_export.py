@@ -1,6 +1,5 @@
 """Exported policies, run by onnxruntime and by JAX alone in a process without this library."""
 
-import os
 import subprocess
 import sys
 
@@ -13,6 +12,7 @@ import onnx
 import onnxruntime
 import pytest
 import scipy.special
+from quick import quick_environment
 
 import gorl
 
@@ -149,7 +149,7 @@ def files(policies, observations, tmp_path_factory):
 def outside(files):
     """What the exported policies do in a process that knows nothing of this library."""
     directory = files("latent", DRAWN, "ppo")[0].parent
-    environment = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    environment = quick_environment()
     subprocess.run([sys.executable, "-c", OUTSIDE, directory], env=environment, check=True)
 
     def actions(how, env, method, kind):
