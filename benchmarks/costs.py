@@ -3,6 +3,7 @@ over Gaussian PPO, eight seeds over one, many stages over few, and the memory of
 """
 
 import dataclasses
+import os
 import pathlib
 import statistics
 import subprocess
@@ -141,7 +142,8 @@ def seeds(
     repeats: Repeats = 3,
     out: Out = COSTS,
 ) -> None:
-    """Several seeds in one call over as many times one seed."""
+    """Several seeds in one call, on every core, over as many times one seed."""
+    jax.config.update("jax_num_cpu_devices", os.cpu_count())
     config = gorl.replace(gorl.preset(task), {"stage_steps": (200_000, 200_000), "evaluation_interval": 100_000})
     keys = jax.random.split(jax.random.key(0), number)
     runs = {"1 seed": (config, keys[0]), f"{number} seeds": (config, keys)}

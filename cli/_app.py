@@ -61,8 +61,10 @@ def _root(
         raise typer.Exit
 
     from ._cache import keep_programs
+    from ._cores import use_every_core
 
     keep_programs(cache)
+    use_every_core()
 
 
 @app.command()

@@ -12,12 +12,14 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, PyTree, UInt32
 
 from ._ahead import CompiledAhead
 from ._blocks import by_blocks_is_faster, in_turn
 from ._config import Config, as_arrays
 from ._decoder import AbstractDecoder
+from ._devices import spread
 from ._env import load_environment
 from ._errors import InputError
 from ._evaluation import episode_returns
@@ -143,7 +145,8 @@ def iterate(config: Config, start: RandomKeys | TrainState) -> Iterator[tuple[Ch
 
     Stopped anywhere and continued from its last state, it goes on bit-identically. Learning, evaluating and refining
     are programs of their own here: the run begins when the first of them is compiled, and the others are compiled in
-    the background meanwhile.
+    the background meanwhile. Several seeds are spread over all devices of the process, as many on each, on as many of
+    them as that goes with; `jax.config.update("jax_num_cpu_devices", 4)` makes devices of four cores.
 
     **Arguments:**
 
@@ -162,7 +165,7 @@ def iterate(config: Config, start: RandomKeys | TrainState) -> Iterator[tuple[Ch
     config = _prepare_batch(config, start)
 
     def chunks() -> Iterator[tuple[Chunk, TrainState]]:
-        state = start if isinstance(start, TrainState) else _start_batch(config, start)
+        state = _begin(config, start)
         with _compiled_ahead(config, state) as programs:
             for chunk in schedule(config).from_position(_position(state)):
                 phase = Phase(int(chunk.phase))
@@ -185,8 +188,7 @@ def precompile(config: Config, start: RandomKeys | TrainState) -> None:
     `gorl.InputError` as `train` does.
     """
     config = _prepare_batch(config, start)
-    state = start if isinstance(start, TrainState) else _start_batch(config, start)
-    with _compiled_ahead(config, state) as programs:
+    with _compiled_ahead(config, _begin(config, start)) as programs:
         programs.wait_for_all()
 
 
@@ -197,7 +199,8 @@ def shapes(config: Config, key: RandomKeys) -> TrainState:
 
 def finish(config: Config, state: TrainState) -> Result:
     """The result of a run whose last state is `state`. (Before the last chunk: of the run so far.)"""
-    return _finish_batch(prepare(config), state)
+    result = _finish_batch(prepare(config), state)
+    return result if spread(state.key.size) is None else jax.device_put(result, jax.local_devices()[0])
 
 
 def prepare(config: Config) -> Config:
@@ -421,6 +424,14 @@ def _prepare_batch(config: Config, start: RandomKeys | TrainState) -> Config:
     return config
 
 
+def _begin(config: Config, start: RandomKeys | TrainState) -> TrainState:
+    """The state that a run begins or goes on with, where it is going to run."""
+    if not isinstance(start, TrainState):
+        return _start_batch(config, start)
+    devices = spread(start.key.size)
+    return start if devices is None else jax.device_put(start, devices)
+
+
 def _position(state: TrainState) -> int:
     """How many chunks have been done; of several seeds all have done as many."""
     return int(np.max(state.position))
@@ -429,28 +440,39 @@ def _position(state: TrainState) -> int:
 def _compiled_ahead(config: Config, state: TrainState) -> CompiledAhead:
     """The programs of the phases that are left, in the order in which they come."""
     chunks, position = schedule(config), _position(state)
-    lower = _advance_batch.lower  # pyright: ignore[reportFunctionMemberAccess]  # Equinox's types do not say so
+    device = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
+
+    def lower(chunk: Chunk, phase: Phase) -> Any:
+        with jax.default_device(device):  # which another thread does not have from this one
+            return _advance_batch.lower(config, state, chunk, phase)  # pyright: ignore[reportFunctionMemberAccess]
+
     programs: dict[Hashable, Callable[[], Any]] = {}
     _, first_of_each = np.unique(chunks.phase[position:], return_index=True)
     for index in np.sort(first_of_each):
         chunk = next(chunks.from_position(position + int(index)))
         phase = Phase(int(chunk.phase))
-        programs[phase] = functools.partial(lower, config, state, chunk, phase)
+        programs[phase] = functools.partial(lower, chunk, phase)
     return CompiledAhead(programs)
 
 
 def _over_seeds(function, config: Config, start: RandomKeys | TrainState, *rest: PyTree) -> PyTree:
     """`function(config, start, *rest)` for each seed, and for each value where the config has one for each seed."""
-    if (start.key if isinstance(start, TrainState) else start).ndim == 0:
+    keys = start.key if isinstance(start, TrainState) else start
+    if keys.ndim == 0:
         return function(config, start, *rest)
     of_seeds, of_all = eqx.partition(config, jax.tree.map(lambda leaf: leaf.ndim > 0, config))
 
-    def one(inputs: tuple[Config, PyTree]) -> PyTree:
-        of_seed, start = inputs
-        return function(eqx.combine(of_seed, of_all), start, *rest)
+    def on_device(of_seeds: PyTree, of_all: PyTree) -> PyTree:
+        def one(of_seed: tuple[Config, PyTree]) -> PyTree:
+            (config, start), (rest_of_config, rest) = of_seed, of_all
+            return function(eqx.combine(config, rest_of_config), start, *rest)
 
-    over_seeds = functools.partial(jax.lax.map, one) if by_blocks_is_faster() else jax.vmap(one)
-    return over_seeds((of_seeds, start))
+        return jax.lax.map(one, of_seeds) if by_blocks_is_faster() else jax.vmap(one)(of_seeds)
+
+    if (devices := spread(keys.size)) is not None:
+        specs = (devices.spec, PartitionSpec())
+        on_device = jax.shard_map(on_device, mesh=devices.mesh, in_specs=specs, out_specs=devices.spec, check_vma=False)
+    return on_device((of_seeds, start), (of_all, rest))
 
 
 @eqx.filter_jit

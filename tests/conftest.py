@@ -1,5 +1,6 @@
 """What several test files share."""
 
+import atexit
 import functools
 import os
 import shutil
@@ -11,11 +12,12 @@ from quick import OLDER_EMITTERS
 # Before JAX is imported, and inherited by pytest's workers and the processes that tests begin. What has been compiled
 # in one of them no other compiles again.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    _PROGRAMS = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="gorl-tests-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="gorl-tests-")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-else:
-    _PROGRAMS = None
+    # Not before threads that still compile have ended.
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 os.environ.setdefault("XLA_FLAGS", OLDER_EMITTERS)
+os.environ["JAX_NUM_CPU_DEVICES"] = "2"  # so that seeds can be spread over them
 
 import equinox as eqx
 import jax
@@ -26,11 +28,6 @@ import pytest
 from scipy.special import expit
 
 import gorl
-
-
-def pytest_unconfigure():
-    if _PROGRAMS is not None:
-        shutil.rmtree(_PROGRAMS, ignore_errors=True)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -361,6 +361,66 @@ def test_a_run_finished_early_has_the_evaluations_so_far(tiny, watched):
     assert np.all(np.isnan(result.returns))
 
 
+# --- On several devices. ---
+
+
+@pytest.fixture(scope="module")
+def spread(tiny, keys):
+    """The chunks of a run over two seeds on two devices."""
+    return list(gorl.iterate(tiny, keys[:2]))
+
+
+def test_each_device_has_seeds_of_its_own(spread):
+    for _, state in spread:
+        for leaf in jax.tree.leaves(state):
+            assert [shard.data.shape for shard in leaf.addressable_shards] == [(1, *leaf.shape[1:])] * 2
+
+
+def on_one_device(tree):
+    """What is on several devices, so that it can be held against what is on one."""
+    return jax.device_put(tree, jax.local_devices()[0])
+
+
+def test_seeds_on_several_devices_are_those_on_one(spread, watched_together, assert_same):
+    # Measured: bit-identical. Only the compiler says so, therefore the tolerance.
+    first_two = jax.tree.map(lambda leaf: leaf[:2], watched_together[-1][1])
+    assert_same(on_one_device(spread[-1][1]), first_two, rtol=1e-4, atol=1e-5)
+
+
+def test_gpus_have_their_seeds_side_by_side(tiny, keys, assert_same):
+    config = gorl.replace(tiny, {"evaluation_episodes": 2})  # which nothing has been compiled for
+    with as_on_a_gpu():
+        *_, (_, state) = gorl.iterate(config, jnp.concatenate([keys[:2], keys[:2]]))
+    assert_same(seed(on_one_device(state), slice(2)), seed(on_one_device(state), slice(2, 4)))
+    single = gorl.train(config, keys[1])
+    assert_same(seed(gorl.finish(config, state), 1), single, rtol=1e-4, atol=1e-5)
+
+
+def test_a_run_on_several_devices_continues_bit_identically_from_every_state(tiny, spread, assert_same):
+    assert_continues_from_anywhere(tiny, spread, assert_same)
+
+
+def test_a_run_that_was_on_one_device_goes_back_to_several(tiny, spread, assert_same):
+    _, after = next(gorl.iterate(tiny, on_one_device(spread[9][1])))
+    assert_same(after, spread[10][1])
+    # Anywhere else it would have been compiled for that, too.
+    assert after.key.sharding == spread[10][1].key.sharding
+
+
+def test_a_batch_in_the_config_goes_where_its_seeds_are(tiny, keys):
+    rates = jnp.asarray([tiny.learner.learning_rate, 1e30])
+    chunks = gorl.iterate(gorl.replace(tiny, {"learner.learning_rate": rates}), keys[:2])
+    _, state = next(itertools.islice(chunks, 1, 2))
+    assert state.diverged_at.tolist() == [-1, 1]
+
+
+def test_the_result_is_on_one_device(tiny, spread):
+    result = gorl.finish(tiny, spread[-1][1])
+    assert all(len(leaf.devices()) == 1 for leaf in jax.tree.leaves(result))
+    returns = gorl.evaluate(tiny.env, seed(result.policy, 1), jax.random.key(0), num_episodes=2)
+    assert len(returns.devices()) == 1
+
+
 # --- Numbers that stop being finite. ---
 
 
