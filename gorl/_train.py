@@ -145,8 +145,11 @@ def iterate(config: Config, start: RandomKeys | TrainState) -> Iterator[tuple[Ch
 
     Stopped anywhere and continued from its last state, it goes on bit-identically. Learning, evaluating and refining
     are programs of their own here: the run begins when the first of them is compiled, and the others are compiled in
-    the background meanwhile. Several seeds are spread over all devices of the process, as many on each, on as many of
-    them as that goes with; `jax.config.update("jax_num_cpu_devices", 4)` makes devices of four cores.
+    the background meanwhile.
+
+    Several seeds are spread over the devices of the process, as many on each, on as many devices as divide them.
+    `jax.config.update("jax_num_cpu_devices", 4)` makes devices of four cores. How many seeds go on one decides nothing
+    but the rounding of numbers, and on a CPU not even that.
 
     **Arguments:**
 
