@@ -36,7 +36,7 @@ def machine() -> dict[str, Any]:
         "machine": platform.platform(),
         "device": jax.devices()[0].device_kind,
         "devices": len(jax.devices()),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": num_cores(),
     } | {name: version(name) for name in PACKAGES}
 
 
@@ -44,6 +44,11 @@ def write(path: pathlib.Path, content: dict[str, Any]) -> None:
     """Leaves figures in a JSON file, with where they were measured."""
     path.parent.mkdir(parents=True, exist_ok=True)
     gorl.write_whole(path, json.dumps({**content, **machine()}, indent=2) + "\n")
+
+
+def num_cores() -> int | None:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def with_settings(config: gorl.Config, settings: list[str] | None) -> gorl.Config:

@@ -3,7 +3,6 @@ over Gaussian PPO, eight seeds over one, many stages over few, and the memory of
 """
 
 import dataclasses
-import os
 import pathlib
 import statistics
 import subprocess
@@ -18,7 +17,7 @@ import typer
 
 import gorl
 
-from ._report import GORL, RESULTS, answer, compiled, console, process_seconds, table, timed, write
+from ._report import GORL, RESULTS, answer, compiled, console, num_cores, process_seconds, table, timed, write
 from .peers import PIPELINE, run_pipeline
 
 # The whole process of the public code at the sizes of `PIPELINE` on two cores, measured before there was a GoRL.
@@ -143,7 +142,7 @@ def seeds(
     out: Out = COSTS,
 ) -> None:
     """Several seeds in one call, on every core, over as many times one seed."""
-    jax.config.update("jax_num_cpu_devices", os.cpu_count())
+    jax.config.update("jax_num_cpu_devices", num_cores())
     config = gorl.replace(gorl.preset(task), {"stage_steps": (200_000, 200_000), "evaluation_interval": 100_000})
     keys = jax.random.split(jax.random.key(0), number)
     runs = {"1 seed": (config, keys[0]), f"{number} seeds": (config, keys)}
