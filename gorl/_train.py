@@ -169,8 +169,9 @@ def iterate(config: Config, start: RandomKeys | TrainState) -> Iterator[tuple[Ch
 
     def chunks() -> Iterator[tuple[Chunk, TrainState]]:
         state = _begin(config, start)
-        with _compiled_ahead(config, state) as programs:
-            for chunk in schedule(config).from_position(_position(state)):
+        left = _chunks_left(config, state)
+        with _compiled_ahead(config, state, left) as programs:
+            for chunk in left:
                 phase = Phase(int(chunk.phase))
                 programs.wait(phase)
                 state = _advance_batch(config, state, chunk, phase)
@@ -191,7 +192,8 @@ def precompile(config: Config, start: RandomKeys | TrainState) -> None:
     `gorl.InputError` as `train` does.
     """
     config = _prepare_batch(config, start)
-    with _compiled_ahead(config, _begin(config, start)) as programs:
+    state = _begin(config, start)
+    with _compiled_ahead(config, state, _chunks_left(config, state)) as programs:
         programs.wait_for_all()
 
 
@@ -435,14 +437,14 @@ def _begin(config: Config, start: RandomKeys | TrainState) -> TrainState:
     return start if devices is None else jax.device_put(start, devices)
 
 
-def _position(state: TrainState) -> int:
-    """How many chunks have been done; of several seeds all have done as many."""
-    return int(np.max(state.position))
+def _chunks_left(config: Config, state: TrainState) -> Chunk:
+    """The chunks that are left, stacked; of several seeds all have done as many."""
+    position = int(np.max(state.position))
+    return jax.tree.map(lambda column: column[position:], schedule(config))
 
 
-def _compiled_ahead(config: Config, state: TrainState) -> CompiledAhead:
+def _compiled_ahead(config: Config, state: TrainState, left: Chunk) -> CompiledAhead:
     """The programs of the phases that are left, in the order in which they come."""
-    chunks, position = schedule(config), _position(state)
     device = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
 
     def lower(chunk: Chunk, phase: Phase) -> Any:
@@ -450,9 +452,9 @@ def _compiled_ahead(config: Config, state: TrainState) -> CompiledAhead:
             return _advance_batch.lower(config, state, chunk, phase)  # pyright: ignore[reportFunctionMemberAccess]
 
     programs: dict[Hashable, Callable[[], Any]] = {}
-    _, first_of_each = np.unique(chunks.phase[position:], return_index=True)
+    _, first_of_each = np.unique(left.phase, return_index=True)
     for index in np.sort(first_of_each):
-        chunk = next(chunks.from_position(position + int(index)))
+        chunk = next(left.from_position(int(index)))
         phase = Phase(int(chunk.phase))
         programs[phase] = functools.partial(lower, chunk, phase)
     return CompiledAhead(programs)
