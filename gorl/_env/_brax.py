@@ -30,13 +30,13 @@ def load(config: EnvConfig) -> Any:
     try:
         from brax import envs
 
-        from ._quiet import without_model_warnings
+        from ._quiet import without_warnings
     except ImportError as error:
         raise InputError(
             f"{config} is an environment of Brax, which cannot be imported ({error}): pip install brax."
         ) from error
     options = {} if config.backend is None else {"backend": config.backend}
-    with without_model_warnings(), warnings.catch_warnings():
+    with without_warnings(), warnings.catch_warnings():
         # Brax says at every load that its physics is no longer developed.
         warnings.filterwarnings("ignore", message="Brax System, piplines and environments")
         try:

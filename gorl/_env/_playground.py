@@ -38,7 +38,7 @@ TASKS: dict[str, tuple[int, int]] = {
     "WalkerWalk": (24, 6),
 }
 
-IMPLEMENTATIONS = ("jax", "warp")
+IMPLEMENTATIONS = ("jax", "mujoco", "warp")
 
 
 def load(config: EnvConfig) -> Any:
@@ -46,15 +46,19 @@ def load(config: EnvConfig) -> Any:
     try:
         from mujoco_playground import dm_control_suite
 
-        from ._quiet import without_model_warnings
+        from ._quiet import without_warnings
     except ImportError as error:
         raise InputError(
             f"{config} is a task of MuJoCo Playground, which cannot be imported ({error}): pip install playground."
         ) from error
     # Warp without a CUDA device steps one world at a time behind a host callback.
     implementation = config.implementation or ("warp" if _has_cuda() else "jax")
-    with without_model_warnings():
-        return dm_control_suite.load(str(config), config_overrides={"impl": implementation})
+    with without_warnings():
+        if implementation != "mujoco":
+            return dm_control_suite.load(str(config), config_overrides={"impl": implementation})
+        from ._mujoco import with_engine
+
+        return with_engine(dm_control_suite.load(str(config), config_overrides={"impl": "jax"}))
 
 
 def scene(env: Any) -> Scene | None:

@@ -1,22 +1,38 @@
-"""Loading models without MuJoCo's warnings."""
+"""Silence about what MuJoCo's users cannot change, or learn of in another way."""
 
 import contextlib
+import threading
 from collections.abc import Iterator
 
 import mujoco
 
+_lock = threading.Lock()
+_num_inside = 0
+_handler = None
+
 
 @contextlib.contextmanager
-def without_model_warnings() -> Iterator[None]:
-    """Silences what MuJoCo says of the models that its users cannot change.
+def without_warnings() -> Iterator[None]:
+    """Silences MuJoCo's warnings, in all threads as long as any of them is inside.
 
-    Some of the models that Playground and Brax ship use attributes that the newest MuJoCo deprecates. MuJoCo prints
-    that at each load and appends it to a file in the working directory, and a library does neither behind its caller's
-    back.
+    Some of the models that Playground and Brax ship use attributes that the newest MuJoCo deprecates; and a simulation
+    that blows up, which ends its episode, is a warning at every step. MuJoCo prints each and appends it to a file in
+    the working directory, and a library does neither behind its caller's back.
     """
-    handler = mujoco.get_mju_user_warning()  # pyright: ignore[reportAttributeAccessIssue]
-    mujoco.set_mju_user_warning(lambda message: None)  # pyright: ignore[reportAttributeAccessIssue]
+    global _num_inside, _handler
+    with _lock:
+        if _num_inside == 0:
+            _handler = mujoco.get_mju_user_warning()  # pyright: ignore[reportAttributeAccessIssue]
+            mujoco.set_mju_user_warning(_say_nothing)  # pyright: ignore[reportAttributeAccessIssue]
+        _num_inside += 1
     try:
         yield
     finally:
-        mujoco.set_mju_user_warning(handler)  # pyright: ignore[reportAttributeAccessIssue]
+        with _lock:
+            _num_inside -= 1
+            if _num_inside == 0:
+                mujoco.set_mju_user_warning(_handler)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _say_nothing(message: str) -> None:
+    del message
