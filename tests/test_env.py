@@ -499,6 +499,7 @@ def test_input_errors_are_value_errors():
         (gorl.EnvConfig("brax/ant", backend="sprin"), "'sprin'.*did you mean 'spring'"),
         (gorl.EnvConfig("brax/ant", implementation="jax"), "implementation is for .* brax/ant .*leave it out"),
         (gorl.EnvConfig("PointMass", implementation="jaxx"), "'jaxx'.*did you mean 'jax'"),
+        (gorl.EnvConfig("PointMass", implementation="mujco"), "'mujco'.*did you mean 'mujoco'"),
     ],
 )
 def test_an_option_that_does_not_fit_the_environment(env, message):

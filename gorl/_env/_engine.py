@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import threading
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -54,7 +54,9 @@ _BAD = [
 ]
 
 DERIVED = tuple(
-    field.name for field in dataclasses.fields(mjx.Data) if field.name not in (*_STATE, *_NOT_COMPUTED, "_impl")
+    field.name
+    for field in dataclasses.fields(cast(Any, mjx.Data))
+    if field.name not in (*_STATE, *_NOT_COMPUTED, "_impl")
 )
 
 
@@ -105,13 +107,13 @@ class Engine:
         shapes = {name: np.shape(getattr(self._blank, name)) for name in (*_STATE, *DERIVED)}
         self._inputs = [name for name in _STATE if np.prod(shapes[name]) > 0]
         self._outputs = {name: shapes[name] for name in (*_CHANGING, *self._derived) if np.prod(shapes[name]) > 0}
-        self._idle: dict[tuple[int, int], list[Batch]] = {}
+        self._idle: dict[tuple[int, int], list[_Simulations]] = {}
         self._lock = threading.Lock()
 
     def make_data(self, *_: Any, **__: Any) -> mjx.Data:
         """Takes the place of `mjx.make_data`: the model's default state, nothing derived."""
         unread = {name: NotHandedBack(name) for name in (*DERIVED, *_NOT_COMPUTED) if name not in self._derived}
-        return self._blank.replace(**unread, _impl=NotHandedBack("_impl"))
+        return jax.tree.map(jnp.asarray, self._blank.replace(**unread))
 
     def forward(self, mjx_model: Any, data: mjx.Data) -> mjx.Data:
         """Takes the place of `mjx.forward`: derives everything from the state as it is."""
@@ -182,7 +184,7 @@ class _Simulations:
             view[...] = values[:, begin:end].reshape(view.shape)
             begin = end
         self._batch.warning[...] = 0
-        failed = ~np.isfinite(values).all(axis=1)
+        failed = np.asarray(~np.isfinite(values).all(axis=1))
         with without_warnings():
             try:
                 if num_steps > 0:
@@ -194,10 +196,11 @@ class _Simulations:
         failed |= self._batch.warning[:, _BAD].any(axis=(1, 2))
         results = np.empty((len(values), self._num_outputs), np.float32)
         begin = 0
-        for view in self._outputs:
-            end = begin + view[0].size
-            results[:, begin:end] = view.reshape(len(view), -1)
-            begin = end
+        with np.errstate(over="ignore"):  # the engine's numbers reach further than those that go back
+            for view in self._outputs:
+                end = begin + view[0].size
+                results[:, begin:end] = view.reshape(len(view), -1)
+                begin = end
         # As under MJX, where what is not a number any more spreads to everything.
         results[failed] = np.nan
         return results

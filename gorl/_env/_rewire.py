@@ -5,6 +5,7 @@ others, and all other threads would see it. A copy of the task with its own glob
 """
 
 import copy
+import sys
 import types
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -48,7 +49,7 @@ class _Wiring:
         if isinstance(value, types.ModuleType) and (self._follows(vars(value)) or self._has_replaced(vars(value))):
             return self._once(value, self._module)
         if isinstance(value, property):
-            return property(*(self.of(part) for part in (value.fget, value.fset, value.fdel)), value.__doc__)
+            return property(self.of(value.fget), self.of(value.fset), self.of(value.fdel), value.__doc__)
         if isinstance(value, staticmethod | classmethod):
             return type(value)(self.of(value.__func__))
         return value
@@ -106,8 +107,6 @@ class _Wiring:
         return made
 
     def _follows_class(self, cls: type) -> bool:
-        import sys
-
         module = sys.modules.get(cls.__module__)
         return module is not None and self._follows(vars(module))
 
