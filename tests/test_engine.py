@@ -30,7 +30,7 @@ def single(model, data):
 
 
 @pytest.mark.parametrize("name", PLAYGROUND)
-def test_every_task_steps_as_mujoco_does_and_observes_and_rewards_as_itself(name):
+def test_every_task_steps_as_mujoco_does_and_observes_as_itself(name):
     episodes = load(name)
     task = episodes.env.whole
     episode = episodes.start(jax.random.key(3))
