@@ -6,7 +6,9 @@ two calls: each writes the whole state of every simulation, and reads the state 
 
 import copy
 import dataclasses
-import functools
+import hashlib
+import json
+import math
 import threading
 from collections.abc import Iterable
 from typing import Any, cast
@@ -15,10 +17,10 @@ import jax
 import jax.numpy as jnp
 import mujoco
 import numpy as np
-from jaxtyping import Array, Float
 from mujoco import mjx
 from mujoco.batch import Batch, SimulationError
 
+from .. import _host
 from .._devices import num_cores, num_devices_of_program
 from .._errors import InputError
 from ._quiet import without_warnings
@@ -43,6 +45,7 @@ _STATE = (
 _CHANGING = ("time", "qpos", "qvel", "act", "history", "qacc_warmstart", "plugin_state")
 # Of MJX's data, what MuJoCo computes only when asked for inverse dynamics.
 _NOT_COMPUTED = ("qfrc_inverse",)
+_TARGET = "gorl_mujoco"
 _BAD = [
     int(warning)
     for warning in (
@@ -98,17 +101,17 @@ class Engine:
     """
 
     def __init__(self, model: Any, mjx_model: Any, derived: Iterable[str] = DERIVED):
-        self._model = copy.copy(model)
-        # A simulation that blew up is not to begin again by itself.
-        self._model.opt.disableflags |= int(mujoco.mjtDisableBit.mjDSBL_AUTORESET)  # pyright: ignore[reportAttributeAccessIssue]
         self._mjx_model = mjx_model
         self._derived = tuple(derived)
         self._blank = _blank_data(model)
         shapes = {name: np.shape(getattr(self._blank, name)) for name in (*_STATE, *DERIVED)}
         self._inputs = [name for name in _STATE if np.prod(shapes[name]) > 0]
-        self._outputs = {name: shapes[name] for name in (*_CHANGING, *self._derived) if np.prod(shapes[name]) > 0}
-        self._idle: dict[tuple[int, int], list[_Simulations]] = {}
-        self._lock = threading.Lock()
+        self._outputs = {
+            name: jax.ShapeDtypeStruct(shapes[name], jnp.float32)
+            for name in (*_CHANGING, *self._derived)
+            if np.prod(shapes[name]) > 0
+        }
+        self._key = _simulator_of(model, self._inputs, list(self._outputs))
 
     def make_data(self, *_: Any, **__: Any) -> mjx.Data:
         """Takes the place of `mjx.make_data`: the model's default state, nothing derived."""
@@ -129,62 +132,57 @@ class Engine:
                 "this task simulates another model than the one that its mjx_model gave when it was loaded, which "
                 "MuJoCo's engine cannot: set env.implementation to jax."
             )
-        rows = jnp.concatenate([jnp.ravel(jnp.asarray(getattr(data, name), jnp.float32)) for name in self._inputs])
-        sizes = [int(np.prod(shape)) for shape in self._outputs.values()]
-        results = jax.pure_callback(
-            functools.partial(self._simulate, num_steps, _num_threads()),
-            jax.ShapeDtypeStruct((sum(sizes),), jnp.float32),
-            rows,
-            vmap_method="broadcast_all",
+        results = _host.call(
+            _TARGET,
+            [jnp.asarray(getattr(data, name), jnp.float32) for name in self._inputs],
+            list(self._outputs.values()),
+            simulator=self._key,
+            num_steps=num_steps,
+            num_threads=_num_threads(),
         )
-        parts = jnp.split(results, np.cumsum(sizes)[:-1])
-        after = {name: part.reshape(shape) for part, (name, shape) in zip(parts, self._outputs.items(), strict=True)}
-        return data.replace(**after)
+        return data.replace(**dict(zip(self._outputs, results, strict=True)))
 
-    def _simulate(
-        self, num_steps: int, num_threads: int, rows: Float[Array, "*batch inputs"]
-    ) -> Float[np.ndarray, "*batch outputs"]:
-        """The call on the host. Only numpy: a callback that waits for JAX may wait for ever."""
-        values = np.asarray(rows)
-        batch_shape, values = values.shape[:-1], values.reshape(-1, values.shape[-1])
-        simulations = self._take(len(values), min(num_threads, len(values)))
+
+class _Simulator:
+    """Steps any number of simulations of a model, in any number of threads at once."""
+
+    def __init__(self, model: Any, inputs: list[str], outputs: list[str]):
+        self._model, self._inputs, self._outputs = model, inputs, outputs
+        self._shapes = [np.shape(getattr(mujoco.MjData(model), name)) for name in inputs]  # pyright: ignore[reportAttributeAccessIssue]
+        self._idle: dict[tuple[int, int], list[_Simulations]] = {}
+        self._lock = threading.Lock()
+
+    def run(self, inputs: list[np.ndarray], outputs: list[np.ndarray], num_steps: int, num_threads: int) -> None:
+        """Steps every simulation from a state of its own; with no steps, only derives what follows from the state."""
+        batch = inputs[0].shape[: inputs[0].ndim - len(self._shapes[0])]
+        num_simulations = math.prod(batch)
+        key = (num_simulations, min(num_threads, num_simulations))
+        with self._lock:
+            idle = self._idle.setdefault(key, [])
+            simulations = idle.pop() if idle else None
+        if simulations is None:
+            simulations = _Simulations(Batch(self._model, *key), self._inputs, self._outputs)
         try:
-            results = simulations.run(values, num_steps)
+            simulations.run(inputs, outputs, num_steps)
         finally:
             with self._lock:
-                self._idle[simulations.key].append(simulations)
-        return results.reshape(*batch_shape, -1)
-
-    def _take(self, num_simulations: int, num_threads: int) -> "_Simulations":
-        """Simulations that no other thread uses."""
-        with self._lock:
-            idle = self._idle.setdefault((num_simulations, num_threads), [])
-            if idle:
-                return idle.pop()
-        return _Simulations(Batch(self._model, num_simulations, num_threads), self._inputs, list(self._outputs))
+                idle.append(simulations)
 
 
 class _Simulations:
     """A batch with its arrays at hand. No two threads may use it at once."""
 
     def __init__(self, batch: Batch, inputs: list[str], outputs: list[str]):
-        self.key = (batch.nsim, batch.nthread)
         self._batch = batch
         self._inputs = [batch.bind(name) for name in inputs]
         self._outputs = [batch.bind(name) for name in outputs]
-        self._num_outputs = sum(view[0].size for view in self._outputs)
 
-    def run(
-        self, values: Float[np.ndarray, "simulations inputs"], num_steps: int
-    ) -> Float[np.ndarray, "simulations outputs"]:
-        """Steps every simulation from a state of its own; with no steps, only derives what follows from the state."""
-        begin = 0
-        for view in self._inputs:
-            end = begin + view[0].size
-            view[...] = values[:, begin:end].reshape(view.shape)
-            begin = end
+    def run(self, inputs: list[np.ndarray], outputs: list[np.ndarray], num_steps: int) -> None:
+        failed = np.zeros(self._batch.nsim, bool)
+        for view, values in zip(self._inputs, inputs, strict=True):
+            view[...] = values.reshape(view.shape)
+            failed |= ~np.isfinite(values).reshape(len(failed), -1).all(axis=1)
         self._batch.warning[...] = 0
-        failed = np.asarray(~np.isfinite(values).all(axis=1))
         with without_warnings():
             try:
                 if num_steps > 0:
@@ -194,16 +192,37 @@ class _Simulations:
             except SimulationError as error:
                 failed[error.ids] = True
         failed |= self._batch.warning[:, _BAD].any(axis=(1, 2))
-        results = np.empty((len(values), self._num_outputs), np.float32)
-        begin = 0
         with np.errstate(over="ignore"):  # the engine's numbers reach further than those that go back
-            for view in self._outputs:
-                end = begin + view[0].size
-                results[:, begin:end] = view.reshape(len(view), -1)
-                begin = end
-        # As under MJX, where what is not a number any more spreads to everything.
-        results[failed] = np.nan
-        return results
+            for view, values in zip(self._outputs, outputs, strict=True):
+                values[...] = view.reshape(values.shape)
+                # As under MJX, where what is not a number any more spreads to everything.
+                values.reshape(len(failed), -1)[failed] = np.nan
+
+
+_simulators: dict[int, _Simulator] = {}
+_simulators_lock = threading.Lock()
+
+
+def _simulator_of(model: Any, inputs: list[str], outputs: list[str]) -> int:
+    """The key by which programs find the simulator of a model: the same in every process, as programs are cached."""
+    model = copy.copy(model)
+    # A simulation that blew up is not to begin again by itself.
+    model.opt.disableflags |= int(mujoco.mjtDisableBit.mjDSBL_AUTORESET)  # pyright: ignore[reportAttributeAccessIssue]
+    content = np.empty(mujoco.mj_sizeModel(model), np.uint8)  # pyright: ignore[reportAttributeAccessIssue]
+    mujoco.mj_saveModel(model, None, content)  # pyright: ignore[reportAttributeAccessIssue]
+    names = json.dumps([inputs, outputs]).encode()
+    key = int.from_bytes(hashlib.sha256(names + content.tobytes()).digest()[:7], "little")
+    with _simulators_lock:
+        if key not in _simulators:
+            _simulators[key] = _Simulator(model, inputs, outputs)
+            if len(_simulators) == 1:
+                _host.register(_TARGET, _simulate)
+    return key
+
+
+def _simulate(attributes: dict[str, int], inputs: list[np.ndarray], outputs: list[np.ndarray]) -> None:
+    simulator = _simulators[attributes["simulator"]]
+    simulator.run(inputs, outputs, attributes["num_steps"], attributes["num_threads"])
 
 
 def _blank_data(model: Any) -> mjx.Data:
