@@ -25,6 +25,8 @@ from ._env import (
     Environment as Environment,
     Episode as Episode,
     Episodes as Episodes,
+    MujocoEnv as MujocoEnv,
+    MujocoState as MujocoState,
     MultiGoal as MultiGoal,
     Outcome as Outcome,
     environments as environments,

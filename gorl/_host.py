@@ -167,7 +167,8 @@ def _array(buffer: _Buffer) -> np.ndarray:
     size = int(np.prod(shape)) * dtype.itemsize
     if size == 0:
         return np.empty(shape, dtype)
-    return np.ndarray(shape, dtype, (ctypes.c_char * size).from_address(buffer.data))
+    memory: Any = (ctypes.c_char * size).from_address(buffer.data)
+    return np.ndarray(shape, dtype, memory)
 
 
 def _attributes(attributes: _Attributes) -> dict[str, int]:

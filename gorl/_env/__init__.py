@@ -16,7 +16,9 @@ from ._episode import (
     Outcome as Outcome,
     restart as restart,
 )
+from ._implementation import check_implementation
 from ._multigoal import MultiGoal as MultiGoal
+from ._robot import MujocoEnv as MujocoEnv, MujocoState as MujocoState
 from ._scene import Pose as Pose, Scene as Scene
 
 _BUILT_IN: dict[str, tuple[int, int]] = {"MultiGoal": (2, 2)}
@@ -72,7 +74,6 @@ def check_options(config: EnvConfig) -> None:
     `gorl.InputError`
     """
     name = config.name
-    in_playground = isinstance(name, str) and name in _playground.TASKS
     in_brax = isinstance(name, str) and name in _brax.TASKS
     if isinstance(name, str) and ":" not in name and name not in environments():
         raise unknown_name("environment", name, environments())
@@ -82,12 +83,9 @@ def check_options(config: EnvConfig) -> None:
         if config.backend not in _brax.BACKENDS:
             raise unknown_name("Brax backend", config.backend, _brax.BACKENDS)
     if config.implementation is not None:
-        if not in_playground:
-            raise InputError(
-                f"env.implementation is for MuJoCo Playground's tasks, and {config} is none: leave it out."
-            )
-        if config.implementation not in _playground.IMPLEMENTATIONS:
-            raise unknown_name("MJX implementation", config.implementation, _playground.IMPLEMENTATIONS)
+        check_implementation(config.implementation)
+        if in_brax or name in _BUILT_IN:
+            raise _without_mujoco(config)
 
 
 @functools.cache
@@ -104,12 +102,31 @@ def _load(config: EnvConfig, platform: str) -> Episodes:
             env = MultiGoal()
         else:
             env = _made(name) if isinstance(name, str) else name.value
+            env = _simulated(env, config)
             _check(env, str(config))
     # The environments of MuJoCo Playground and Brax run their physics to find their sizes out.
     sizes = environments().get(str(config)) or (env.observation_size, env.action_size)
     episode_length = config.episode_length or int(getattr(env, "episode_length", 1000))
     training_length = min(config.training_length or episode_length, episode_length)
     return Episodes(_ById(env), *sizes, episode_length, training_length, config.action_repeat)
+
+
+def _simulated(env: Any, config: EnvConfig) -> Any:
+    """An environment of one's own, simulated by the implementation that `config` asks for."""
+    if isinstance(env, MujocoEnv):
+        return env.by(config.implementation)
+    if _playground.is_task(env):
+        return _playground.simulated(env, config.implementation)
+    if config.implementation is not None:
+        raise _without_mujoco(config)
+    return env
+
+
+def _without_mujoco(config: EnvConfig) -> InputError:
+    return InputError(
+        "env.implementation is for tasks of MuJoCo Playground and for environments of your own made like them, and "
+        f"{config} is none: leave it out."
+    )
 
 
 class _ById:
@@ -136,23 +153,26 @@ def _check(env: Any, name: str) -> None:
     if not isinstance(env, Environment):
         missing = [part for part in ("reset", "step", "observation_size", "action_size") if not hasattr(env, part)]
         raise InputError(f"{name} is no environment: it lacks {', '.join(missing)} (see gorl.Environment).")
-    state = jax.jit(env.reset)(jax.random.key(0))
+    # Shapes first, by tracing: compiling the physics can take a minute.
+    state = jax.eval_shape(env.reset, jax.random.key(0))
     for part in ("obs", "reward", "done"):
         if not hasattr(state, part):
             raise InputError(f"the state that {name}.reset returns lacks {part!r} (see gorl.Environment).")
-    if not isinstance(state.obs, jax.Array) or state.obs.shape != (env.observation_size,):
+    if getattr(state.obs, "shape", None) != (env.observation_size,):
         raise InputError(
             f"{name} must give observations that are one vector of observation_size = {env.observation_size} numbers, "
             f"not {jax.tree.map(jnp.shape, state.obs)}."
         )
-    after = jax.jit(env.step)(state, jnp.zeros(env.action_size))
-    for method, seen in (("reset", state), ("step", after)):
+    action = jnp.zeros(env.action_size)
+    for method, seen in (("reset", state), ("step", jax.eval_shape(env.step, state, action))):
+        if jnp.shape(seen.reward) != () or jnp.shape(seen.done) != ():
+            raise InputError(
+                f"{name}.{method} must return a scalar reward and a scalar done (vmap is applied outside)."
+            )
+    started = jax.jit(env.reset)(jax.random.key(0))
+    for method, seen in (("reset", started), ("step", jax.jit(env.step)(started, action))):
         if not bool(jnp.all(jnp.isfinite(seen.obs))):
             raise InputError(
                 f"the observation that {name}.{method} returns holds NaN or infinity: mend the environment, or leave "
                 "out the entries that can be undefined."
-            )
-        if jnp.shape(seen.reward) != () or jnp.shape(seen.done) != ():
-            raise InputError(
-                f"{name}.{method} must return a scalar reward and a scalar done (vmap is applied outside)."
             )

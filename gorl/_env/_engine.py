@@ -70,21 +70,24 @@ class NotHandedBack(np.lib.mixins.NDArrayOperatorsMixin):
         object.__setattr__(self, "_name", name)
 
     def _refuse(self, *_: Any, **__: Any) -> Any:
-        name = "this part of the data" if self._name == "_impl" else f"data.{self._name}"
-        raise InputError(
-            f"MuJoCo's engine does not hand {name} back: it hands back what reset and step of a task read of "
-            f"{', '.join((*_STATE, *DERIVED))}. Read one of these, or set env.implementation to jax."
-        )
+        raise _not_handed_back("this part of the data" if self._name == "_impl" else f"data.{self._name}")
 
     __getitem__ = __iter__ = __len__ = __bool__ = __float__ = __array__ = __jax_array__ = __array_ufunc__ = _refuse
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        return self._refuse()
+        raise _not_handed_back(f"data.{name}" if self._name == "_impl" else f"data.{self._name}")
 
     def __repr__(self) -> str:
         return "<not handed back>"
+
+
+def _not_handed_back(what: str) -> InputError:
+    return InputError(
+        f"MuJoCo's engine does not hand {what} back: it hands back what reset and step of a task read of "
+        f"{', '.join((*_STATE, *DERIVED))}. Read one of these, or set env.implementation to jax."
+    )
 
 
 jax.tree_util.register_pytree_node(NotHandedBack, lambda node: ((), node._name), lambda name, _: NotHandedBack(name))
@@ -96,12 +99,10 @@ class Engine:
     **Arguments:**
 
     - `model`: MuJoCo's model. It is copied.
-    - `mjx_model`: the same as MJX has it, which callers give to say which model they mean.
     - `derived`: the names of the derived quantities that are handed back.
     """
 
-    def __init__(self, model: Any, mjx_model: Any, derived: Iterable[str] = DERIVED):
-        self._mjx_model = mjx_model
+    def __init__(self, model: Any, derived: Iterable[str] = DERIVED):
         self._derived = tuple(derived)
         self._blank = _blank_data(model)
         shapes = {name: np.shape(getattr(self._blank, name)) for name in (*_STATE, *DERIVED)}
@@ -113,25 +114,17 @@ class Engine:
         }
         self._key = _simulator_of(model, self._inputs, list(self._outputs))
 
-    def make_data(self, *_: Any, **__: Any) -> mjx.Data:
-        """Takes the place of `mjx.make_data`: the model's default state, nothing derived."""
+    def make_data(self) -> mjx.Data:
+        """The model's default state, nothing derived."""
         unread = {name: NotHandedBack(name) for name in (*DERIVED, *_NOT_COMPUTED) if name not in self._derived}
         return jax.tree.map(jnp.asarray, self._blank.replace(**unread))
 
-    def forward(self, mjx_model: Any, data: mjx.Data) -> mjx.Data:
-        """Takes the place of `mjx.forward`: derives everything from the state as it is."""
-        return self._run(mjx_model, data, 0)
+    def forward(self, data: mjx.Data) -> mjx.Data:
+        """Derives everything from the state as it is."""
+        return self.step(data, 0)
 
-    def step(self, mjx_model: Any, data: mjx.Data, num_steps: int = 1) -> mjx.Data:
-        """Takes the place of `mjx.step`. As there, what is derived is so from the state before the last step."""
-        return self._run(mjx_model, data, num_steps)
-
-    def _run(self, mjx_model: Any, data: mjx.Data, num_steps: int) -> mjx.Data:
-        if mjx_model is not self._mjx_model:
-            raise InputError(
-                "this task simulates another model than the one that its mjx_model gave when it was loaded, which "
-                "MuJoCo's engine cannot: set env.implementation to jax."
-            )
+    def step(self, data: mjx.Data, num_steps: int) -> mjx.Data:
+        """Moves on by so many physics steps. As under MJX, what is derived is so from the state before the last."""
         results = _host.call(
             _TARGET,
             [jnp.asarray(getattr(data, name), jnp.float32) for name in self._inputs],

@@ -1,5 +1,7 @@
-"""Tasks written for MJX, with MuJoCo's own engine in its place."""
+"""Environments with a MuJoCo model, simulated by one implementation or another."""
 
+import copy
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -7,11 +9,26 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 from mujoco import mjx
-from mujoco_playground._src import mjx_env
 
 from .._errors import InputError
 from ._engine import DERIVED, Engine
+from ._implementation import implementation_or_default
 from ._rewire import rewire
+from ._robot import MujocoEnv, Physics
+
+
+def simulated_by(env: MujocoEnv, implementation: str | None) -> MujocoEnv:
+    """A task of one's own, simulated by an implementation.
+
+    **Raises:**
+
+    `gorl.InputError` for an implementation that cannot simulate its model.
+    """
+    implementation = implementation_or_default(implementation)
+    if implementation == "mujoco":
+        derived = _derived_that_are_read(env.mj_model, env.action_size, env.with_physics)
+        return env.with_physics(Engine(env.mj_model, derived))
+    return env.with_physics(_MJX(env.mj_model, implementation))
 
 
 def with_engine(env: Any) -> Any:
@@ -25,54 +42,121 @@ def with_engine(env: Any) -> Any:
 
     `gorl.InputError` for a task that the engine cannot simulate.
     """
-    engine = Engine(env.mj_model, env.mjx_model, _derived_that_are_read(env))
-    return _rewired(env, engine.make_data, engine.forward, engine.step)
+
+    def by(physics: Physics) -> Any:
+        return _rewired(env, physics)
+
+    return by(Engine(env.mj_model, _derived_that_are_read(env.mj_model, env.action_size, by)))
 
 
-def _rewired(env: Any, make_data: Any, forward: Any, step: Any) -> Any:
+class _MJX:
+    """MJX's own dynamics of a model, in JAX or in Warp."""
+
+    def __init__(self, model: Any, implementation: str):
+        self._implementation = implementation
+        try:
+            self._model = mjx.put_model(model, impl=implementation)
+        except (NotImplementedError, ValueError) as error:
+            raise InputError(
+                f"MJX cannot simulate this model ({error}): change the model, or set env.implementation to mujoco."
+            ) from error
+
+    def make_data(self) -> mjx.Data:
+        return mjx.make_data(self._model, impl=self._implementation)
+
+    def forward(self, data: mjx.Data) -> mjx.Data:
+        return mjx.forward(self._model, data)
+
+    def step(self, data: mjx.Data, num_steps: int) -> mjx.Data:
+        return jax.lax.scan(lambda data, _: (mjx.step(self._model, data), None), data, None, num_steps)[0]
+
+
+def _rewired(env: Any, physics: Physics) -> Any:
+    """A copy of a task whose methods call `physics` wherever they name MJX."""
+
+    def checked(mjx_model: Any) -> None:
+        if mjx_model is not env.mjx_model:
+            raise InputError(
+                "this task simulates another model than its mjx_model, which MuJoCo's engine cannot: set "
+                "env.implementation to jax."
+            )
+
+    def make_data(*_: Any, **__: Any) -> mjx.Data:
+        return physics.make_data()
+
+    def forward(mjx_model: Any, data: mjx.Data) -> mjx.Data:
+        checked(mjx_model)
+        return physics.forward(data)
+
+    def step(mjx_model: Any, data: mjx.Data) -> mjx.Data:
+        checked(mjx_model)
+        return physics.step(data, 1)
+
     def step_with(mjx_model: Any, data: mjx.Data, action: Array, n_substeps: int = 1) -> mjx.Data:
-        return step(mjx_model, data.replace(ctrl=action), n_substeps)
+        checked(mjx_model)
+        return physics.step(data.replace(ctrl=action), n_substeps)
+
+    # It is in use already if the task is one of its own.
+    from mujoco_playground._src import mjx_env
 
     return rewire(env, {mjx.make_data: make_data, mjx.forward: forward, mjx.step: step, mjx_env.step: step_with})
 
 
-def _derived_that_are_read(env: Any) -> list[str]:
-    """The derived quantities that a task's reset and step use. Copying the others would cost a fifth of the time."""
-    engine = Engine(env.mj_model, env.mjx_model)
+class _Recorder:
+    """Physics that only notes what follows: given quantities instead of those that a step would derive."""
+
+    def __init__(self, engine: Engine):
+        self.make_data = engine.make_data
+        self.given: dict[str, Array] = {}
+        self.has_stepped = False
+
+    def forward(self, data: mjx.Data) -> mjx.Data:
+        return data.replace(**self.given)
+
+    def step(self, data: mjx.Data, num_steps: int) -> mjx.Data:
+        del num_steps
+        self.has_stepped = True
+        return data.replace(**self.given)
+
+
+def _derived_that_are_read(model: Any, action_size: int, by: Callable[[Physics], Any]) -> list[str]:
+    """The derived quantities that a task's reset and step use. Copying the others would cost a fifth of the time.
+
+    **Arguments:**
+
+    - `by`: gives the task, simulated by given physics.
+    """
+    engine = Engine(model)
+    recorder = _Recorder(engine)
+    task = by(recorder)
     blank = engine.make_data()
-    calls: list[mjx.Data] = []
-
     derived = {name: jax.ShapeDtypeStruct(np.shape(getattr(blank, name)), jnp.float32) for name in sorted(DERIVED)}
-
-    def simulate(mjx_model: Any, data: mjx.Data, num_steps: int = 1) -> mjx.Data:
-        del mjx_model, num_steps
-        calls.append(data)
-        return data.replace(**given)
-
-    task = _rewired(env, engine.make_data, simulate, simulate)
-    given: dict[str, Array] = {}
     read: set[str] = set()
 
-    def trace(method: str, *arguments: Any) -> None:
-        def run(derived: dict[str, Array], *arguments: Any) -> Any:
-            given.update(derived)
-            calls.clear()
-            state = getattr(task, method)(*arguments)
-            # That the data goes on from step to step is no use of it.
-            return state.replace(data=None)
+    def trace(method: Callable[..., Any], *arguments: Any) -> Any:
+        def run(derived: dict[str, Array], *arguments: Any) -> tuple[Any, Any]:
+            recorder.given = derived
+            state = method(*arguments)
+            return _with_data(state, None), state.data
 
-        jaxpr = jax.make_jaxpr(run)(derived, *arguments).jaxpr
+        jaxpr, (rest, data) = jax.make_jaxpr(run, return_shape=True)(derived, *arguments)
         used = {id(variable) for equation in jaxpr.eqns for variable in equation.invars}
-        used |= {id(variable) for variable in jaxpr.outvars}
-        read.update(name for name, variable in zip(derived, jaxpr.invars, strict=False) if id(variable) in used)
+        # That the data goes on from step to step is no use of it.
+        used |= {id(variable) for variable in jaxpr.jaxpr.outvars[: len(jax.tree.leaves(rest))]}
+        read.update(name for name, variable in zip(derived, jaxpr.jaxpr.invars, strict=False) if id(variable) in used)
+        return _with_data(rest, data)
 
-    key = jax.random.key(0)
-    trace("reset", key)
-    state = jax.eval_shape(_rewired(env, engine.make_data, engine.forward, engine.step).reset, key)
-    trace("step", state, jax.ShapeDtypeStruct((env.action_size,), jnp.float32))
-    if not calls:
+    state = trace(task.reset, jax.random.key(0))
+    trace(task.step, state, jax.ShapeDtypeStruct((action_size,), jnp.float32))
+    if not recorder.has_stepped:
         raise InputError(
-            f"{type(env).__name__}.step does not come to mjx.step by a way that can lead to MuJoCo's engine, such as a "
-            "method or a function that names it: set env.implementation to jax."
+            f"{type(task).__name__}.step does not come to mjx.step by a way that can lead to MuJoCo's engine, such as "
+            "a method or a function that names it: set env.implementation to jax."
         )
     return [name for name in DERIVED if name in read]
+
+
+def _with_data(state: Any, data: Any) -> Any:
+    state = copy.copy(state)
+    object.__setattr__(state, "data", data)  # states are frozen
+    return state

@@ -1,11 +1,11 @@
 """The DeepMind Control tasks of MuJoCo Playground, simulated by MJX."""
 
+import sys
 from typing import Any
-
-import jax
 
 from .._errors import InputError
 from ._base import EnvConfig
+from ._implementation import implementation_or_default
 from ._scene import Pose, Scene
 
 # Observation and action sizes. They stand here so that names and sizes can be listed without importing MuJoCo and
@@ -38,8 +38,6 @@ TASKS: dict[str, tuple[int, int]] = {
     "WalkerWalk": (24, 6),
 }
 
-IMPLEMENTATIONS = ("jax", "mujoco", "warp")
-
 
 def load(config: EnvConfig) -> Any:
     """The MuJoCo Playground environment that `config` names."""
@@ -51,14 +49,45 @@ def load(config: EnvConfig) -> Any:
         raise InputError(
             f"{config} is a task of MuJoCo Playground, which cannot be imported ({error}): pip install playground."
         ) from error
-    # Warp without a CUDA device steps one world at a time behind a host callback.
-    implementation = config.implementation or ("warp" if _has_cuda() else "jax")
+    implementation = implementation_or_default(config.implementation)
     with without_warnings():
         if implementation != "mujoco":
             return dm_control_suite.load(str(config), config_overrides={"impl": implementation})
         from ._mujoco import with_engine
 
         return with_engine(dm_control_suite.load(str(config), config_overrides={"impl": "jax"}))
+
+
+def is_task(env: Any) -> bool:
+    """Whether an environment is made of Playground's class, which then has been imported."""
+    module = sys.modules.get("mujoco_playground._src.mjx_env")
+    return module is not None and isinstance(env, module.MjxEnv)
+
+
+def simulated(env: Any, implementation: str | None) -> Any:
+    """A task that somebody wrote for Playground's class, which decides for itself between MJX in JAX and in Warp.
+
+    **Raises:**
+
+    `gorl.InputError` if the implementation is one that it has not been made with.
+    """
+    own = str(env.mjx_model.impl.value)
+    chosen = implementation_or_default(implementation)
+    if chosen == "mujoco":
+        from ._mujoco import with_engine
+
+        try:
+            return with_engine(env)
+        except InputError:
+            if implementation is None:  # then what it has been made with will do, if more slowly
+                return env
+            raise
+    if implementation not in (None, own):
+        raise InputError(
+            f"{type(env).__name__} has been made with impl={own!r}, which env.implementation cannot change: leave it "
+            "out, or make the environment with the other."
+        )
+    return env
 
 
 def scene(env: Any) -> Scene | None:
@@ -73,7 +102,3 @@ def _pose(state: Any) -> Pose:
         raise InputError("states of this environment have no MuJoCo data to draw: give them a field data.")
     # Tasks move their targets by mocap.
     return {name: getattr(state.data, name) for name in ("qpos", "mocap_pos", "mocap_quat")}
-
-
-def _has_cuda() -> bool:
-    return any("cuda" in str(device.client.platform_version).casefold() for device in jax.devices())
