@@ -1,62 +1,91 @@
 """MuJoCo's own engine under JAX, held against MuJoCo's functions on a single `MjData`."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import mujoco
 import numpy as np
 import pytest
+from mujoco import mjx
+from mujoco_playground import dm_control_suite
 
 import gorl
 from gorl._env import load_environment
 from gorl._env._engine import DERIVED, NotHandedBack
+from gorl._env._mujoco import _rewired, with_engine
+from gorl._env._quiet import without_warnings
 
 PLAYGROUND = sorted(name for name in gorl.environments() if not name.startswith("brax/") and name != "MultiGoal")
+
+
+def raw(name):
+    """A task of Playground as it comes."""
+    with without_warnings():
+        return dm_control_suite.load(name, config_overrides={"impl": "jax"})
 
 
 def load(name, **options):
     return load_environment(gorl.EnvConfig(name, implementation="mujoco", **options))
 
 
-def single(model, data):
-    """MuJoCo's data of one simulation at the state that MJX's data holds."""
-    simulation = mujoco.MjData(model)
-    for name in ("time", "qpos", "qvel", "act", "qacc_warmstart", "ctrl", "mocap_pos", "mocap_quat"):
-        value = np.asarray(getattr(data, name))
-        if name == "time":
-            simulation.time = float(value)
+class Single:
+    """Physics by `mujoco.mj_step` on one `MjData`: what the engine is held against. Not for compiled programs."""
+
+    def __init__(self, model):
+        self.model = model
+
+    def make_data(self):
+        return mjx.make_data(self.model, impl="jax")
+
+    def forward(self, data):
+        return self.step(data, 0)
+
+    def step(self, data, num_steps):
+        simulation = mujoco.MjData(self.model)
+        for name in ("qpos", "qvel", "act", "qacc_warmstart", "ctrl", "mocap_pos", "mocap_quat"):
+            getattr(simulation, name)[:] = np.asarray(getattr(data, name))
+        simulation.time = float(data.time)
+        if num_steps == 0:
+            mujoco.mj_forward(self.model, simulation)
         else:
-            getattr(simulation, name)[:] = value
-    return simulation
+            mujoco.mj_step(self.model, simulation, num_steps)
+        names = ("time", "qpos", "qvel", "act", "qacc_warmstart", *DERIVED)
+        found = {name: np.reshape(getattr(simulation, name), np.shape(getattr(data, name))) for name in names}
+        return data.replace(**{name: jnp.asarray(value, jnp.float32) for name, value in found.items()})
 
 
 @pytest.mark.parametrize("name", PLAYGROUND)
-def test_every_task_steps_as_mujoco_does_and_observes_as_itself(name):
-    episodes = load(name)
-    task = episodes.env.whole
-    episode = episodes.start(jax.random.key(3))
-    action = jax.random.uniform(jax.random.key(4), (episodes.action_size,), minval=-1, maxval=1)
-    before = episode.state
-    for _ in range(3):
-        before, (episode, outcome) = episode.state, episodes.step(episode, action)
-    simulation = single(task.mj_model, before.data)
-    simulation.ctrl[:] = np.asarray(action)
-    mujoco.mj_step(task.mj_model, simulation, task.n_substeps)
-    after = episode.state.data
+def test_every_task_steps_as_mujoco_does_and_observes_and_rewards_as_itself(name):
+    task = raw(name)
+    env = with_engine(task)
+    oracle = _rewired(task, Single(task.mj_model))
+    actions = jax.random.uniform(jax.random.key(4), (4, task.action_size), minval=-1, maxval=1)
+
+    @jax.jit
+    def run(key):
+        return jax.lax.scan(lambda state, action: (env.step(state, action), state), env.reset(key), actions)
+
+    after, befores = run(jax.random.key(3))
+    before = jax.tree.map(lambda leaf: leaf[-1], befores)
+    blank = oracle_data(task, before.data)
+    found = oracle.step(before.replace(data=blank), actions[-1])
     for field in ("qpos", "qvel", "act"):
-        np.testing.assert_allclose(getattr(after, field), getattr(simulation, field), rtol=2e-5, atol=2e-5)
-    read = {
-        field: jnp.asarray(np.reshape(getattr(simulation, field), np.shape(getattr(after, field))), jnp.float32)
-        for field in DERIVED
-        if not isinstance(getattr(after, field), NotHandedBack)
-    }
-    for field, value in read.items():
-        scale = 1 + np.max(np.abs(value), initial=0.0)
-        np.testing.assert_allclose(getattr(after, field) / scale, value / scale, atol=1e-4, err_msg=field)
-    # The task's own functions see MuJoCo's numbers, as they are, in place of those of a physics step.
-    oracle = after.replace(qpos=jnp.asarray(simulation.qpos), qvel=jnp.asarray(simulation.qvel), **read)
-    observe = type(task)._get_obs
-    np.testing.assert_allclose(episode.observation, observe(task, oracle, before.info), rtol=1e-3, atol=1e-3)
-    assert np.isfinite(outcome.reward)
+        np.testing.assert_allclose(getattr(after.data, field), getattr(found.data, field), rtol=2e-5, atol=2e-5)
+    for field in DERIVED:
+        if not isinstance(getattr(after.data, field), NotHandedBack):
+            value = getattr(found.data, field)
+            scale = 1 + np.max(np.abs(value), initial=0.0)
+            np.testing.assert_allclose(getattr(after.data, field) / scale, value / scale, atol=1e-4, err_msg=field)
+    np.testing.assert_allclose(after.obs, found.obs, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(after.reward, found.reward, rtol=1e-3, atol=1e-4)
+    assert bool(after.done) == bool(found.done)
+
+
+def oracle_data(task, data):
+    """Data of MJX itself in the state that data of the engine holds."""
+    names = [field.name for field in dataclasses.fields(data) if not isinstance(getattr(data, field.name), NotHandedBack)]
+    return Single(task.mj_model).make_data().replace(**{name: getattr(data, name) for name in names})
 
 
 def test_the_bits_are_the_same_for_any_number_of_threads_and_any_split(monkeypatch, assert_same):

@@ -8,7 +8,10 @@ import sys
 
 import jax
 import numpy as np
+import PIL.Image
+import pytest
 import scipy.stats
+from quick import quick_environment
 
 import gorl
 
@@ -41,6 +44,34 @@ def test_the_method_of_the_readme_trains(tmp_path, monkeypatch):
     assert np.isfinite(result.curve.mean_return).all()
     divergence = np.asarray(result.curve.metrics["divergence"])
     assert divergence[-1] > 0
+
+
+def test_the_robot_of_the_readme_trains_by_name_and_is_filmed_and_exported(tmp_path):
+    (example,) = re.findall(r"<!-- robot example -->\n```python\n(.*?)```", README.read_text(), re.DOTALL)
+    (tmp_path / "my_robot.py").write_text(example)
+
+    def run(*arguments):
+        command = [sys.executable, "-m", "gorl_cli", *arguments]
+        return subprocess.run(command, cwd=tmp_path, env=quick_environment(), capture_output=True, text=True)
+
+    small = [
+        "learner.num_envs=16",
+        "learner.num_minibatches=2",
+        "refinement.num_episodes=8",
+        "refinement.num_heldout=2",
+    ]
+    changes = [f"--set={change}" for change in (*small, "refinement.num_epochs=1", "evaluation_episodes=2")]
+    trained = run("train", "my_robot:SwingUp", "--seeds", "1", "--steps", "1024", "--out", "run", *changes)
+    assert trained.returncode == 0, trained.stdout + trained.stderr
+    policy = gorl.load_policy(tmp_path / "run", seed=0)
+    assert (policy.observation_size, policy.action_size) == (3, 1)
+    exported = run("export", "run", "-o", "policy.stablehlo")
+    assert exported.returncode == 0, exported.stdout + exported.stderr
+    filmed = run("render", "run", "-o", "film.png", "--steps", "4", "--width", "64", "--height", "48")
+    if "libegl1" in filmed.stdout + filmed.stderr:
+        pytest.skip("drawing takes EGL or OSMesa")
+    assert filmed.returncode == 0, filmed.stdout + filmed.stderr
+    assert np.ptp(np.asarray(PIL.Image.open(tmp_path / "film.png"))) > 0
 
 
 def test_the_export_example_of_the_readme_runs(make_policy, tmp_path):

@@ -263,9 +263,9 @@ def test_a_method_that_returns_the_wrong_thing(method, function, message):
 
 
 def test_an_implementation_that_does_not_fit(counting):
-    with pytest.raises(gorl.InputError, match="warp takes a CUDA device, and JAX sees none: leave it out"):
+    with pytest.raises(gorl.InputError, match=r"warp takes a CUDA device, and JAX sees none: leave it out"):
         load_environment(gorl.EnvConfig(Reach(), implementation="warp"))
-    with pytest.raises(gorl.InputError, match="warp takes a CUDA device, and JAX sees none: leave it out"):
+    with pytest.raises(gorl.InputError, match=r"warp takes a CUDA device, and JAX sees none: leave it out"):
         load_environment(gorl.EnvConfig("PointMass", implementation="warp"))
-    with pytest.raises(gorl.InputError, match="implementation is for tasks .* Counting is none: leave it out"):
+    with pytest.raises(gorl.InputError, match=r"implementation is for tasks .* Counting is none: leave it out"):
         load_environment(gorl.EnvConfig(counting(), implementation="mujoco"))
