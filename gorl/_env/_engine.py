@@ -174,7 +174,8 @@ class _Simulations:
         failed = np.zeros(self._batch.nsim, bool)
         for view, values in zip(self._inputs, inputs, strict=True):
             view[...] = values.reshape(view.shape)
-            failed |= ~np.isfinite(values).reshape(len(failed), -1).all(axis=1)
+            if not np.isfinite(values.sum()):  # which is cheaper than a look at each number
+                failed |= ~np.isfinite(values).reshape(len(failed), -1).all(axis=1)
         self._batch.warning[...] = 0
         with without_warnings():
             try:
@@ -184,11 +185,14 @@ class _Simulations:
                     self._batch.forward()
             except SimulationError as error:
                 failed[error.ids] = True
-        failed |= self._batch.warning[:, _BAD].any(axis=(1, 2))
+        if self._batch.warning.any():
+            failed |= self._batch.warning[:, _BAD].any(axis=(1, 2))
         with np.errstate(over="ignore"):  # the engine's numbers reach further than those that go back
             for view, values in zip(self._outputs, outputs, strict=True):
                 values[...] = view.reshape(values.shape)
-                # As under MJX, where what is not a number any more spreads to everything.
+        if failed.any():
+            # As under MJX, where what is not a number any more spreads to everything.
+            for values in outputs:
                 values.reshape(len(failed), -1)[failed] = np.nan
 
 
