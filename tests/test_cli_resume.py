@@ -26,21 +26,21 @@ def cache(tmp_path_factory):
 def begin(tmp_path_factory):
     """The arguments that begin a run."""
 
-    def arguments(method, seeds, run, *more):
+    def arguments(method, seeds, run, *more, task="MultiGoal"):
         options = ["--method", method, "--seeds", seeds, "--out", run, "--checkpoint-every", 0]
-        return ["train", "MultiGoal", *options, *SMALL, *METHODS[method], *more]
+        return ["train", task, *options, *SMALL, *METHODS[method], *more]
 
     return arguments
 
 
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory, begin, cache):
-    """The directory of a run that nothing happens to, by method and number of seeds."""
+    """The directory of a run that nothing happens to, by method, number of seeds and task."""
 
     @functools.cache
-    def make(method, seeds):
+    def make(method, seeds, task="MultiGoal"):
         run = tmp_path_factory.mktemp("unbroken") / "run"
-        code, _, error = Process(*begin(method, seeds, run), cache=cache).end()
+        code, _, error = Process(*begin(method, seeds, run, task=task), cache=cache).end()
         assert code == 0, error
         return run
 
@@ -85,23 +85,23 @@ def resumed(run, cache):
 
 
 @pytest.mark.parametrize(
-    ("method", "seeds", "moments"),
+    ("task", "method", "seeds", "moments"),
     [
-        ("gorl-flow", 1, ["phase", "refinement"]),
-        ("gorl-flow", 4, ["compiling", "phase", "saving"]),
-        ("gorl-sac", 4, ["phase", "saving", "refinement"]),
+        ("MultiGoal", "gorl-flow", 1, ["phase", "refinement"]),
+        ("CartpoleSwingup", "gorl-flow", 4, ["compiling", "phase", "saving"]),
+        ("MultiGoal", "gorl-sac", 4, ["phase", "saving", "refinement"]),
     ],
 )
 def test_a_run_that_is_killed_again_and_again_ends_bit_for_bit_like_one_that_is_not(
-    begin, unbroken, cache, tmp_path, method, seeds, moments
+    begin, unbroken, cache, tmp_path, task, method, seeds, moments
 ):
     killed, draw = tmp_path / "killed", random.Random(seeds)
-    command = begin(method, seeds, killed)
+    command = begin(method, seeds, killed, task=task)
     for moment in moments:
         kill(moment, command, killed, cache, draw)
         command = ["resume", killed]
     resumed(killed, cache)
-    assert_same_files(killed, unbroken(method, seeds))
+    assert_same_files(killed, unbroken(method, seeds, task))
     assert not any(killed.rglob("*.unfinished"))
 
 

@@ -84,8 +84,9 @@ def test_every_task_steps_as_mujoco_does_and_observes_and_rewards_as_itself(name
 
 def oracle_data(task, data):
     """Data of MJX itself in the state that data of the engine holds."""
-    names = [field.name for field in dataclasses.fields(data) if not isinstance(getattr(data, field.name), NotHandedBack)]
-    return Single(task.mj_model).make_data().replace(**{name: getattr(data, name) for name in names})
+    held = {field.name: getattr(data, field.name) for field in dataclasses.fields(data)}
+    held = {name: value for name, value in held.items() if not isinstance(value, NotHandedBack)}
+    return Single(task.mj_model).make_data().replace(**held)
 
 
 def test_the_bits_are_the_same_for_any_number_of_threads_and_any_split(monkeypatch, assert_same):
@@ -168,9 +169,11 @@ def test_playground_itself_is_left_as_it_was():
 
 
 def test_a_run_over_seeds_on_two_devices_is_that_of_each_seed_by_itself(tiny, assert_same):
-    config = gorl.replace(tiny, {"env": gorl.EnvConfig("CartpoleSwingup", implementation="mujoco", episode_length=20)})
+    env = gorl.EnvConfig("CartpoleSwingup", implementation="mujoco", episode_length=20)
+    config = gorl.replace(tiny, {"env": env, "decoder": gorl.Identity(), "stage_steps": (800,)})
     keys = jax.random.split(jax.random.key(0), 2)
     *_, (_, both) = gorl.iterate(config, keys)
+    assert len(both.returns.devices()) == 2
     *_, (_, first) = gorl.iterate(config, keys[0])
     assert_same(jax.tree.map(lambda leaf: leaf[0], both), first)
     assert np.isfinite(both.returns).all()
