@@ -12,8 +12,15 @@ import gorl
 from ._report import num_cores
 
 
+def is_by_engine(env: gorl.EnvConfig, episodes: gorl.Episodes) -> bool:
+    """Whether an environment is simulated by MuJoCo's own engine."""
+    by_default = env.implementation is None and jax.default_backend() == "cpu"
+    task: Any = episodes.env.whole
+    return (by_default or env.implementation == "mujoco") and hasattr(task, "mjx_model")
+
+
 def engine_seconds(episodes: gorl.Episodes, num_envs: int, num_steps: int) -> float:
-    """The seconds that MuJoCo's batch takes for so many control steps under random controls.
+    """The seconds that MuJoCo's batch takes for so many control steps of a task of Playground under random controls.
 
     It begins where episodes begin, so that it sees the contacts that they see; and hands nothing back.
     """

@@ -1,7 +1,8 @@
 """How fast each part of a run is, over how fast this machine could do what the part is made of.
 
-Two limits are measured in the same run: physics under random actions, and the matrix products that the networks amount
-to, at their shapes. A part's ratio is its time over the sum of the limits of what it does; 1 would be perfect.
+Two limits are measured in the same run: physics under random actions, which is MuJoCo's engine alone where that
+simulates; and the matrix products that the networks amount to, at their shapes. A part's ratio is its time over the sum
+of the limits of what it does; 1 would be perfect.
 """
 
 import dataclasses
@@ -20,6 +21,7 @@ import typer
 
 import gorl
 
+from ._engine import engine_seconds, is_by_engine
 from ._report import RESULTS, answer, compiled, console, png, seconds, table, timed, with_settings, write
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -144,12 +146,13 @@ def measure(config: gorl.Config, say: Callable[[Part], None]) -> None:
         return physics, (start, keys[1])
 
     def physics_seconds(num_envs: int, num_steps: int, name: str) -> float:
-        # Not its own limit: it is one, and shown with a ratio of 1.
         function, arguments = random_physics(num_envs, num_steps)
         run, compiling = compiled(function, *arguments)
         running = seconds(run, *arguments)
-        say(Part(name, "env steps", num_envs * num_steps, compiling, running, running, 0.0))
-        return running
+        # Where MJX simulates, or nothing of MuJoCo's, random actions are the limit, and shown with a ratio of 1.
+        limit = engine_seconds(episodes, num_envs, num_steps) if is_by_engine(config.env, episodes) else running
+        say(Part(name, "env steps", num_envs * num_steps, compiling, running, limit, 0.0))
+        return limit
 
     steps = learner.num_unrolls * learner.unroll_length
     physics = physics_seconds(learner.num_envs, steps, "physics")

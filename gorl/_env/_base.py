@@ -69,9 +69,9 @@ class EnvConfig(eqx.Module):
     - `action_repeat`: how many control steps each action is held for.
     - `backend`: the physics of a Brax environment: `"spring"`, `"positional"`, `"generalized"` or `"mjx"`; `None` for
         the environment's default.
-    - `implementation`: what runs the physics of a MuJoCo Playground task: MJX in `"jax"` or in `"warp"`, or
-        `"mujoco"`, which is MuJoCo's own engine on the cores of a CPU; `None` for Warp on a CUDA device and JAX
-        elsewhere.
+    - `implementation`: what simulates a MuJoCo Playground task or a `gorl.MujocoEnv`: `"mujoco"`, which is MuJoCo's
+        own engine on the cores of a CPU, or MJX in `"jax"` or in `"warp"`; `None` for Warp on a CUDA device, MuJoCo on
+        a CPU and MJX in JAX elsewhere.
     """
 
     name: str | _Instance = eqx.field(static=True, converter=_hold, default="PointMass")

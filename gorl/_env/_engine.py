@@ -25,14 +25,11 @@ from .._devices import num_cores, num_devices_of_program
 from .._errors import InputError
 from ._quiet import without_warnings
 
-# The state of a simulation, by the names that MJX's data and MuJoCo's share, and those of it that a step changes.
+# The state of a simulation in the order of MuJoCo's rows, by the names that MJX's data and MuJoCo's share. A step
+# changes what comes first, and what plugins remember.
+_CHANGING = ("time", "qpos", "qvel", "act", "history", "qacc_warmstart")
 _STATE = (
-    "time",
-    "qpos",
-    "qvel",
-    "act",
-    "history",
-    "qacc_warmstart",
+    *_CHANGING,
     "ctrl",
     "qfrc_applied",
     "xfrc_applied",
@@ -42,7 +39,6 @@ _STATE = (
     "userdata",
     "plugin_state",
 )
-_CHANGING = ("time", "qpos", "qvel", "act", "history", "qacc_warmstart", "plugin_state")
 # Of MJX's data, what MuJoCo computes only when asked for inverse dynamics.
 _NOT_COMPUTED = ("qfrc_inverse",)
 _TARGET = "gorl_mujoco"
@@ -106,13 +102,21 @@ class Engine:
         self._derived = tuple(derived)
         self._blank = _blank_data(model)
         shapes = {name: np.shape(getattr(self._blank, name)) for name in (*_STATE, *DERIVED)}
-        self._inputs = [name for name in _STATE if np.prod(shapes[name]) > 0]
+        integrated = mujoco.mjtState.mjSTATE_INTEGRATION  # pyright: ignore[reportAttributeAccessIssue]
+        size = mujoco.mj_stateSize(model, integrated)  # pyright: ignore[reportAttributeAccessIssue]
+        if sum(math.prod(shapes[name]) for name in _STATE) != size:
+            raise InputError(
+                "this model keeps state that MJX's data has no place for, so MuJoCo's engine cannot take it up again: "
+                "leave plastic flexes out of it."
+            )
+        self._changing = {name: shapes[name] for name in _CHANGING}
         self._outputs = {
             name: jax.ShapeDtypeStruct(shapes[name], jnp.float32)
-            for name in (*_CHANGING, *self._derived)
+            for name in ("plugin_state", *self._derived)
             if np.prod(shapes[name]) > 0
         }
-        self._key = _simulator_of(model, self._inputs, list(self._outputs))
+        self._num_changing = sum(math.prod(shape) for shape in self._changing.values())
+        self._key = _simulator_of(model, self._num_changing, list(self._outputs))
 
     def make_data(self) -> mjx.Data:
         """The model's default state, nothing derived."""
@@ -125,38 +129,40 @@ class Engine:
 
     def step(self, data: mjx.Data, num_steps: int) -> mjx.Data:
         """Moves on by so many physics steps. As under MJX, what is derived is so from the state before the last."""
-        results = _host.call(
+        row = jnp.concatenate([jnp.ravel(jnp.asarray(getattr(data, name), jnp.float32)) for name in _STATE])
+        changed, *results = _host.call(
             _TARGET,
-            [jnp.asarray(getattr(data, name), jnp.float32) for name in self._inputs],
-            list(self._outputs.values()),
+            [row],
+            [jax.ShapeDtypeStruct((self._num_changing,), jnp.float32), *self._outputs.values()],
             simulator=self._key,
             num_steps=num_steps,
             num_threads=_num_threads(),
         )
-        return data.replace(**dict(zip(self._outputs, results, strict=True)))
+        ends = np.cumsum([math.prod(shape) for shape in self._changing.values()])
+        parts = zip(self._changing.items(), jnp.split(changed, ends[:-1]), strict=True)
+        after = {name: part.reshape(shape) for (name, shape), part in parts}
+        return data.replace(**after, **dict(zip(self._outputs, results, strict=True)))
 
 
 class _Simulator:
     """Steps any number of simulations of a model, in any number of threads at once."""
 
-    def __init__(self, model: Any, inputs: list[str], outputs: list[str]):
-        self._model, self._inputs, self._outputs = model, inputs, outputs
-        self._shapes = [np.shape(getattr(mujoco.MjData(model), name)) for name in inputs]  # pyright: ignore[reportAttributeAccessIssue]
+    def __init__(self, model: Any, num_changing: int, outputs: list[str]):
+        self._model, self._num_changing, self._outputs = model, num_changing, outputs
         self._idle: dict[tuple[int, int], list[_Simulations]] = {}
         self._lock = threading.Lock()
 
-    def run(self, inputs: list[np.ndarray], outputs: list[np.ndarray], num_steps: int, num_threads: int) -> None:
+    def run(self, rows: np.ndarray, outputs: list[np.ndarray], num_steps: int, num_threads: int) -> None:
         """Steps every simulation from a state of its own; with no steps, only derives what follows from the state."""
-        batch = inputs[0].shape[: inputs[0].ndim - len(self._shapes[0])]
-        num_simulations = math.prod(batch)
+        num_simulations = math.prod(rows.shape[:-1])
         key = (num_simulations, min(num_threads, num_simulations))
         with self._lock:
             idle = self._idle.setdefault(key, [])
             simulations = idle.pop() if idle else None
         if simulations is None:
-            simulations = _Simulations(Batch(self._model, *key), self._inputs, self._outputs)
+            simulations = _Simulations(Batch(self._model, *key), self._num_changing, self._outputs)
         try:
-            simulations.run(inputs, outputs, num_steps)
+            simulations.run(rows, outputs, num_steps)
         finally:
             with self._lock:
                 idle.append(simulations)
@@ -165,17 +171,16 @@ class _Simulator:
 class _Simulations:
     """A batch with its arrays at hand. No two threads may use it at once."""
 
-    def __init__(self, batch: Batch, inputs: list[str], outputs: list[str]):
+    def __init__(self, batch: Batch, num_changing: int, outputs: list[str]):
         self._batch = batch
-        self._inputs = [batch.bind(name) for name in inputs]
-        self._outputs = [batch.bind(name) for name in outputs]
+        self._outputs = [batch.state[:, :num_changing], *(batch.bind(name) for name in outputs)]
 
-    def run(self, inputs: list[np.ndarray], outputs: list[np.ndarray], num_steps: int) -> None:
+    def run(self, rows: np.ndarray, outputs: list[np.ndarray], num_steps: int) -> None:
+        rows = rows.reshape(self._batch.state.shape)
+        self._batch.state[...] = rows
         failed = np.zeros(self._batch.nsim, bool)
-        for view, values in zip(self._inputs, inputs, strict=True):
-            view[...] = values.reshape(view.shape)
-            if not np.isfinite(values.sum()):  # which is cheaper than a look at each number
-                failed |= ~np.isfinite(values).reshape(len(failed), -1).all(axis=1)
+        if not np.isfinite(rows.sum()):  # which is cheaper than a look at each number
+            failed |= ~np.isfinite(rows).all(axis=1)
         self._batch.warning[...] = 0
         with without_warnings():
             try:
@@ -200,18 +205,17 @@ _simulators: dict[int, _Simulator] = {}
 _simulators_lock = threading.Lock()
 
 
-def _simulator_of(model: Any, inputs: list[str], outputs: list[str]) -> int:
+def _simulator_of(model: Any, num_changing: int, outputs: list[str]) -> int:
     """The key by which programs find the simulator of a model: the same in every process, as programs are cached."""
     model = copy.copy(model)
     # A simulation that blew up is not to begin again by itself.
     model.opt.disableflags |= int(mujoco.mjtDisableBit.mjDSBL_AUTORESET)  # pyright: ignore[reportAttributeAccessIssue]
     content = np.empty(mujoco.mj_sizeModel(model), np.uint8)  # pyright: ignore[reportAttributeAccessIssue]
     mujoco.mj_saveModel(model, None, content)  # pyright: ignore[reportAttributeAccessIssue]
-    names = json.dumps([inputs, outputs]).encode()
-    key = int.from_bytes(hashlib.sha256(names + content.tobytes()).digest()[:7], "little")
+    key = int.from_bytes(hashlib.sha256(json.dumps(outputs).encode() + content.tobytes()).digest()[:7], "little")
     with _simulators_lock:
         if key not in _simulators:
-            _simulators[key] = _Simulator(model, inputs, outputs)
+            _simulators[key] = _Simulator(model, num_changing, outputs)
             if len(_simulators) == 1:
                 _host.register(_TARGET, _simulate)
     return key
@@ -219,7 +223,7 @@ def _simulator_of(model: Any, inputs: list[str], outputs: list[str]) -> int:
 
 def _simulate(attributes: dict[str, int], inputs: list[np.ndarray], outputs: list[np.ndarray]) -> None:
     simulator = _simulators[attributes["simulator"]]
-    simulator.run(inputs, outputs, attributes["num_steps"], attributes["num_threads"])
+    simulator.run(inputs[0], outputs, attributes["num_steps"], attributes["num_threads"])
 
 
 def _blank_data(model: Any) -> mjx.Data:
