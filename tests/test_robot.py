@@ -132,7 +132,7 @@ def test_it_trains_by_name_renders_and_exports(modules, tiny):
     assert np.isfinite(result.curve.mean_return).all()
     assert len(gorl.export_stablehlo(result.policy)) > 0
     trajectories = gorl.play(config.env, result.policy, jax.random.key(1))
-    assert np.isfinite(trajectories.rewards).all()
+    assert np.isfinite(trajectories.reward).all()
 
 
 def test_a_simulation_that_blows_up_ends_its_episode(assert_same):
