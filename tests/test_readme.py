@@ -56,7 +56,7 @@ def test_the_robot_of_the_readme_trains_by_name_and_is_filmed_and_exported(tmp_p
 
     small = [
         "learner.num_envs=16",
-        "refinement.num_episodes=8",
+        "learner.num_minibatches=2",
         "refinement.batch_size=20",
         "refinement.num_episodes=8",
         "refinement.num_heldout=2",
