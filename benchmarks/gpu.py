@@ -24,6 +24,7 @@ import typer
 
 import gorl
 
+from ._random_actions import random_actions
 from ._report import RESULTS, console, machine, once, table, timed, write
 
 COMPILING = "compile and evaluate"
@@ -180,15 +181,7 @@ def throughput(task: str, implementation: str, num_envs: int, num_steps: int) ->
     episodes = gorl.load_environment(gorl.EnvConfig(task, implementation=implementation))
     start_key, action_key = jax.random.split(jax.random.key(0))
 
-    @jax.jit
-    def run(start: gorl.Episode, key: jax.Array) -> tuple[gorl.Episode, jax.Array]:
-        def step(episode: gorl.Episode, key: jax.Array) -> tuple[gorl.Episode, jax.Array]:
-            actions = jax.random.uniform(key, (num_envs, episodes.action_size), minval=-1.0, maxval=1.0)
-            episode, outcome = jax.vmap(episodes.step)(episode, actions)
-            return episode, jnp.mean(outcome.reward)
-
-        return jax.lax.scan(step, start, jax.random.split(key, num_steps))
-
+    run = jax.jit(random_actions(episodes, num_envs, num_steps))
     began = time.perf_counter()
     start = jax.jit(jax.vmap(episodes.start))(jax.random.split(start_key, num_envs))
     last, rewards = jax.block_until_ready(run(start, action_key))

@@ -19,6 +19,7 @@ import typer
 import gorl
 
 from ._engine import engine_seconds
+from ._random_actions import random_actions
 from ._report import RESULTS, answer, compiled, num_cores, once, table, write
 
 TASKS = ("CheetahRun", "FingerSpin", "HopperStand", "WalkerWalk", "FishSwim", "HumanoidRun")
@@ -27,19 +28,10 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 def scanned(episodes: gorl.Episodes, num_envs: int, num_steps: int) -> tuple[Callable[..., Any], tuple, float]:
     """Random actions in a jitted scan: a compiled function, its arguments, and the seconds until it has run once."""
-    starting, compiling = compiled(jax.vmap(episodes.start), jax.random.split(jax.random.key(0), num_envs))
-    start = starting(jax.random.split(jax.random.key(0), num_envs))
-
-    def run(start: gorl.Episode, key: jax.Array) -> tuple[gorl.Episode, jax.Array]:
-        def step(episode: gorl.Episode, key: jax.Array) -> tuple[gorl.Episode, jax.Array]:
-            action = jax.random.uniform(key, (num_envs, episodes.action_size), minval=-1, maxval=1)
-            episode, outcome = jax.vmap(episodes.step)(episode, action)
-            return episode, outcome.reward
-
-        return jax.lax.scan(step, start, jax.random.split(key, num_steps))
-
-    arguments = (start, jax.random.key(1))
-    program, more = compiled(run, *arguments)
+    keys = jax.random.split(jax.random.key(0), num_envs)
+    starting, compiling = compiled(jax.vmap(episodes.start), keys)
+    arguments = (starting(keys), jax.random.key(1))
+    program, more = compiled(random_actions(episodes, num_envs, num_steps), *arguments)
     return program, arguments, compiling + more
 
 
@@ -68,17 +60,12 @@ def rolled_out(config: gorl.Config) -> tuple[Callable[..., Any], tuple, int, flo
     return program, (policy, workers, key), steps, compiling
 
 
-def envpool_seconds(task: str, num_envs: int, num_steps: int, repeats: int) -> dict[str, Any]:
+def envpool_seconds(task: str, num_envs: int, num_steps: int) -> float:
     """What EnvPool takes for as many steps, in a process of its own."""
-    settings = {
-        "task": task,
-        "num_envs": num_envs,
-        "num_steps": num_steps,
-        "repeats": repeats,
-        "num_threads": num_cores(),
-    }
+    settings = {"task": task, "num_envs": num_envs, "num_steps": num_steps, "num_threads": num_cores()}
     command = [sys.executable, "-m", "benchmarks._peer_envpool", json.dumps(settings)]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return json.loads(done.stdout.splitlines()[-1])["seconds"]
 
 
 def measure(task: str, num_envs: int, num_steps: int, repeats: int, with_jax: bool, with_envpool: bool) -> dict:
@@ -94,10 +81,6 @@ def measure(task: str, num_envs: int, num_steps: int, repeats: int, with_jax: bo
     scans = {name: scanned(of_name, num_envs, steps[name]) for name, of_name in episodes.items()}
     rollouts = {name: rolled_out(of_name) for name, of_name in by.items()}
     rates: dict[str, list[float]] = {}
-
-    def add(name: str, rate: float) -> None:
-        rates.setdefault(name, []).append(rate)
-
     # A first round, which is not counted, allocates what later ones find.
     for repetition in range(repeats + 1):
         round_: dict[str, float] = {
@@ -108,11 +91,10 @@ def measure(task: str, num_envs: int, num_steps: int, repeats: int, with_jax: bo
         for name, (program, arguments, amount, _) in rollouts.items():
             round_[f"rollout, {name}"] = amount / once(program, *arguments)
         if with_envpool:
-            took = envpool_seconds(task, num_envs, num_steps, 1)["seconds"][0]
-            round_["scan, EnvPool"] = num_envs * num_steps / took
+            round_["scan, EnvPool"] = num_envs * num_steps / envpool_seconds(task, num_envs, num_steps)
         if repetition:
             for name, rate in round_.items():
-                add(name, rate)
+                rates.setdefault(name, []).append(rate)
     compiling = {f"scan, {name}": found[2] for name, found in scans.items()}
     compiling |= {f"rollout, {name}": found[3] for name, found in rollouts.items()}
     medians = {name: statistics.median(of_name) for name, of_name in rates.items()}

@@ -22,6 +22,7 @@ import typer
 import gorl
 
 from ._engine import engine_seconds, is_by_engine
+from ._random_actions import random_actions
 from ._report import RESULTS, answer, compiled, console, png, seconds, table, timed, with_settings, write
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -134,20 +135,10 @@ def measure(config: gorl.Config, say: Callable[[Part], None]) -> None:
         run, compiling = compiled(function, *arguments)
         say(Part(name, unit, amount, compiling + compiled_before, seconds(run, *arguments), physics, products))
 
-    def random_physics(num_envs: int, num_steps: int) -> tuple[Callable, tuple]:
-        def physics(start: gorl.Episode, key: jax.Array) -> gorl.Episode:
-            def step(episode: gorl.Episode, key: jax.Array) -> tuple[gorl.Episode, None]:
-                action = jax.random.uniform(key, (num_envs, episodes.action_size), minval=-1, maxval=1)
-                return jax.vmap(training.step)(episode, action)[0], None
-
-            return jax.lax.scan(step, start, jax.random.split(key, num_steps))[0]
-
-        start = eqx.filter_jit(jax.vmap(episodes.start))(jax.random.split(keys[0], num_envs))
-        return physics, (start, keys[1])
-
     def physics_seconds(num_envs: int, num_steps: int, name: str) -> float:
-        function, arguments = random_physics(num_envs, num_steps)
-        run, compiling = compiled(function, *arguments)
+        start = eqx.filter_jit(jax.vmap(episodes.start))(jax.random.split(keys[0], num_envs))
+        arguments = (start, keys[1])
+        run, compiling = compiled(random_actions(training, num_envs, num_steps), *arguments)
         running = seconds(run, *arguments)
         # Where MJX simulates, or nothing of MuJoCo's, random actions are the limit, and shown with a ratio of 1.
         limit = engine_seconds(episodes, num_envs, num_steps) if is_by_engine(config.env, episodes) else running

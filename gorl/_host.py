@@ -29,14 +29,18 @@ _memory_view.argtypes = (ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int)
 _Handler = Callable[[dict[str, int], list[np.ndarray], list[np.ndarray]], None]
 
 
+class _Extensible(ctypes.Structure):
+    """What most of the structures begin with."""
+
+    _fields_ = [("struct_size", ctypes.c_size_t), ("extension", ctypes.c_void_p)]
+
+
 class _Extension(ctypes.Structure):
     _fields_ = [("struct_size", ctypes.c_size_t), ("type", ctypes.c_int), ("next", ctypes.c_void_p)]
 
 
-class _Version(ctypes.Structure):
+class _Version(_Extensible):
     _fields_ = [
-        ("struct_size", ctypes.c_size_t),
-        ("extension", ctypes.c_void_p),
         ("major", ctypes.c_int),
         ("minor", ctypes.c_int),
     ]
@@ -50,10 +54,8 @@ class _MetadataExtension(ctypes.Structure):
     _fields_ = [("base", _Extension), ("metadata", ctypes.POINTER(_Metadata))]
 
 
-class _Buffer(ctypes.Structure):
+class _Buffer(_Extensible):
     _fields_ = [
-        ("struct_size", ctypes.c_size_t),
-        ("extension", ctypes.c_void_p),
         ("dtype", ctypes.c_int),
         ("data", ctypes.c_void_p),
         ("rank", ctypes.c_int64),
@@ -61,10 +63,8 @@ class _Buffer(ctypes.Structure):
     ]
 
 
-class _Buffers(ctypes.Structure):
+class _Buffers(_Extensible):
     _fields_ = [
-        ("struct_size", ctypes.c_size_t),
-        ("extension", ctypes.c_void_p),
         ("size", ctypes.c_int64),
         ("types", ctypes.c_void_p),
         ("buffers", ctypes.POINTER(ctypes.POINTER(_Buffer))),
@@ -79,10 +79,8 @@ class _Scalar(ctypes.Structure):
     _fields_ = [("dtype", ctypes.c_int), ("value", ctypes.POINTER(ctypes.c_int64))]
 
 
-class _Attributes(ctypes.Structure):
+class _Attributes(_Extensible):
     _fields_ = [
-        ("struct_size", ctypes.c_size_t),
-        ("extension", ctypes.c_void_p),
         ("size", ctypes.c_int64),
         ("types", ctypes.c_void_p),
         ("names", ctypes.POINTER(ctypes.POINTER(_ByteSpan))),
@@ -90,29 +88,23 @@ class _Attributes(ctypes.Structure):
     ]
 
 
-class _ErrorArguments(ctypes.Structure):
+class _ErrorArguments(_Extensible):
     _fields_ = [
-        ("struct_size", ctypes.c_size_t),
-        ("extension", ctypes.c_void_p),
         ("message", ctypes.c_char_p),
         ("code", ctypes.c_int),
     ]
 
 
-class _Api(ctypes.Structure):
+class _Api(_Extensible):
     _fields_ = [
-        ("struct_size", ctypes.c_size_t),
-        ("extension", ctypes.c_void_p),
         ("version", _Version),
         ("internal", ctypes.c_void_p),
         ("create_error", ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.POINTER(_ErrorArguments))),
     ]
 
 
-class _CallFrame(ctypes.Structure):
+class _CallFrame(_Extensible):
     _fields_ = [
-        ("struct_size", ctypes.c_size_t),
-        ("extension", ctypes.POINTER(_Extension)),
         ("api", ctypes.POINTER(_Api)),
         ("context", ctypes.c_void_p),
         ("stage", ctypes.c_int),
@@ -157,8 +149,8 @@ def call(
 
 
 def _handle(frame: _CallFrame, handler: _Handler) -> None:
-    if frame.extension and frame.extension.contents.type == _METADATA_EXTENSION:
-        extension = ctypes.cast(frame.extension, ctypes.POINTER(_MetadataExtension)).contents
+    if frame.extension and _Extension.from_address(frame.extension).type == _METADATA_EXTENSION:
+        extension = _MetadataExtension.from_address(frame.extension)
         extension.metadata.contents.version.major, extension.metadata.contents.version.minor = _VERSION
         return
     handler(_attributes(frame.attributes), _arrays(frame.inputs), _arrays(frame.outputs))

@@ -154,7 +154,8 @@ def _check(env: Any, name: str) -> None:
         missing = [part for part in ("reset", "step", "observation_size", "action_size") if not hasattr(env, part)]
         raise InputError(f"{name} is no environment: it lacks {', '.join(missing)} (see gorl.Environment).")
     # Shapes first, by tracing: compiling the physics can take a minute.
-    state = jax.eval_shape(env.reset, jax.random.key(0))
+    reset, step = jax.jit(env.reset), jax.jit(env.step)
+    state = jax.eval_shape(reset, jax.random.key(0))
     for part in ("obs", "reward", "done"):
         if not hasattr(state, part):
             raise InputError(f"the state that {name}.reset returns lacks {part!r} (see gorl.Environment).")
@@ -164,13 +165,13 @@ def _check(env: Any, name: str) -> None:
             f"not {jax.tree.map(jnp.shape, state.obs)}."
         )
     action = jnp.zeros(env.action_size)
-    for method, seen in (("reset", state), ("step", jax.eval_shape(env.step, state, action))):
+    for method, seen in (("reset", state), ("step", jax.eval_shape(step, state, action))):
         if jnp.shape(seen.reward) != () or jnp.shape(seen.done) != ():
             raise InputError(
                 f"{name}.{method} must return a scalar reward and a scalar done (vmap is applied outside)."
             )
-    started = jax.jit(env.reset)(jax.random.key(0))
-    for method, seen in (("reset", started), ("step", jax.jit(env.step)(started, action))):
+    started = reset(jax.random.key(0))
+    for method, seen in (("reset", started), ("step", step(started, action))):
         if not bool(jnp.all(jnp.isfinite(seen.obs))):
             raise InputError(
                 f"the observation that {name}.{method} returns holds NaN or infinity: mend the environment, or leave "

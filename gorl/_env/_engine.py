@@ -98,10 +98,10 @@ class Engine:
     - `derived`: the names of the derived quantities that are handed back.
     """
 
-    def __init__(self, model: Any, derived: Iterable[str] = DERIVED):
-        self._derived = tuple(derived)
-        self._blank = _blank_data(model)
-        shapes = {name: np.shape(getattr(self._blank, name)) for name in (*_STATE, *DERIVED)}
+    def __init__(self, model: Any, derived: Iterable[str]):
+        derived = tuple(derived)
+        self._default = default_data(model, derived)
+        shapes = {name: np.shape(getattr(self._default, name)) for name in (*_STATE, *derived)}
         integrated = mujoco.mjtState.mjSTATE_INTEGRATION  # pyright: ignore[reportAttributeAccessIssue]
         size = mujoco.mj_stateSize(model, integrated)  # pyright: ignore[reportAttributeAccessIssue]
         if sum(math.prod(shapes[name]) for name in _STATE) != size:
@@ -112,16 +112,15 @@ class Engine:
         self._changing = {name: shapes[name] for name in _CHANGING}
         self._outputs = {
             name: jax.ShapeDtypeStruct(shapes[name], jnp.float32)
-            for name in ("plugin_state", *self._derived)
+            for name in ("plugin_state", *derived)
             if np.prod(shapes[name]) > 0
         }
-        self._num_changing = sum(math.prod(shape) for shape in self._changing.values())
-        self._key = _simulator_of(model, self._num_changing, list(self._outputs))
+        self._ends = np.cumsum([math.prod(shape) for shape in self._changing.values()])
+        self._key = _simulator_of(model, int(self._ends[-1]), list(self._outputs))
 
     def make_data(self) -> mjx.Data:
         """The model's default state, nothing derived."""
-        unread = {name: NotHandedBack(name) for name in (*DERIVED, *_NOT_COMPUTED) if name not in self._derived}
-        return jax.tree.map(jnp.asarray, self._blank.replace(**unread))
+        return jax.tree.map(jnp.asarray, self._default)
 
     def forward(self, data: mjx.Data) -> mjx.Data:
         """Derives everything from the state as it is."""
@@ -133,13 +132,12 @@ class Engine:
         changed, *results = _host.call(
             _TARGET,
             [row],
-            [jax.ShapeDtypeStruct((self._num_changing,), jnp.float32), *self._outputs.values()],
+            [jax.ShapeDtypeStruct((int(self._ends[-1]),), jnp.float32), *self._outputs.values()],
             simulator=self._key,
             num_steps=num_steps,
             num_threads=_num_threads(),
         )
-        ends = np.cumsum([math.prod(shape) for shape in self._changing.values()])
-        parts = zip(self._changing.items(), jnp.split(changed, ends[:-1]), strict=True)
+        parts = zip(self._changing.items(), jnp.split(changed, self._ends[:-1]), strict=True)
         after = {name: part.reshape(shape) for (name, shape), part in parts}
         return data.replace(**after, **dict(zip(self._outputs, results, strict=True)))
 
@@ -226,10 +224,10 @@ def _simulate(attributes: dict[str, int], inputs: list[np.ndarray], outputs: lis
     simulator.run(inputs[0], outputs, attributes["num_steps"], attributes["num_threads"])
 
 
-def _blank_data(model: Any) -> mjx.Data:
-    """MJX's data of a model in its default state, without what only MJX's own functions need."""
-    data = mjx.make_data(model, impl="jax").replace(_impl=NotHandedBack("_impl"))
-    return jax.tree.map(np.asarray, data)
+def default_data(model: Any, derived: Iterable[str]) -> mjx.Data:
+    """MJX's data of a model in its default state, with these derived quantities and nothing else that is derived."""
+    others = {name: NotHandedBack(name) for name in (*DERIVED, *_NOT_COMPUTED, "_impl") if name not in derived}
+    return jax.tree.map(np.asarray, mjx.make_data(model, impl="jax").replace(**others))
 
 
 def _num_threads() -> int:

@@ -1,6 +1,7 @@
 """Environments with a MuJoCo model, simulated by one implementation or another."""
 
 import copy
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ from jaxtyping import Array
 from mujoco import mjx
 
 from .._errors import InputError
-from ._engine import DERIVED, Engine
+from ._engine import DERIVED, Engine, default_data
 from ._implementation import implementation_or_default
 from ._rewire import rewire
 from ._robot import MujocoEnv, Physics
@@ -26,8 +27,7 @@ def simulated_by(env: MujocoEnv, implementation: str | None) -> MujocoEnv:
     """
     implementation = implementation_or_default(implementation)
     if implementation == "mujoco":
-        derived = _derived_that_are_read(env.mj_model, env.action_size, env.with_physics)
-        return env.with_physics(Engine(env.mj_model, derived))
+        return _by_engine(env, env.with_physics)
     return env.with_physics(_MJX(env.mj_model, implementation))
 
 
@@ -42,10 +42,11 @@ def with_engine(env: Any) -> Any:
 
     `gorl.InputError` for a task that the engine cannot simulate.
     """
+    return _by_engine(env, functools.partial(_rewired, env))
 
-    def by(physics: Physics) -> Any:
-        return _rewired(env, physics)
 
+def _by_engine(env: Any, by: Callable[[Physics], Any]) -> Any:
+    """A task that `by` gives for any physics, simulated by the engine."""
     return by(Engine(env.mj_model, _derived_that_are_read(env.mj_model, env.action_size, by)))
 
 
@@ -105,10 +106,13 @@ def _rewired(env: Any, physics: Physics) -> Any:
 class _Recorder:
     """Physics that only notes what follows: given quantities instead of those that a step would derive."""
 
-    def __init__(self, engine: Engine):
-        self.make_data = engine.make_data
+    def __init__(self, default: mjx.Data):
+        self._default = default
         self.given: dict[str, Array] = {}
         self.has_stepped = False
+
+    def make_data(self) -> mjx.Data:
+        return jax.tree.map(jnp.asarray, self._default)
 
     def forward(self, data: mjx.Data) -> mjx.Data:
         return data.replace(**self.given)
@@ -126,11 +130,10 @@ def _derived_that_are_read(model: Any, action_size: int, by: Callable[[Physics],
 
     - `by`: gives the task, simulated by given physics.
     """
-    engine = Engine(model)
-    recorder = _Recorder(engine)
+    default = default_data(model, DERIVED)
+    recorder = _Recorder(default)
     task = by(recorder)
-    blank = engine.make_data()
-    derived = {name: jax.ShapeDtypeStruct(np.shape(getattr(blank, name)), jnp.float32) for name in sorted(DERIVED)}
+    derived = {name: jax.ShapeDtypeStruct(np.shape(getattr(default, name)), jnp.float32) for name in sorted(DERIVED)}
     read: set[str] = set()
 
     def trace(method: Callable[..., Any], *arguments: Any) -> Any:

@@ -71,9 +71,7 @@ def simulated(env: Any, implementation: str | None) -> Any:
 
     `gorl.InputError` if the implementation is one that it has not been made with.
     """
-    own = str(env.mjx_model.impl.value)
-    chosen = implementation_or_default(implementation)
-    if chosen == "mujoco":
+    if implementation_or_default(implementation) == "mujoco":
         from ._mujoco import with_engine
 
         try:
@@ -82,6 +80,7 @@ def simulated(env: Any, implementation: str | None) -> Any:
             if implementation is None:  # then what it has been made with will do, if more slowly
                 return env
             raise
+    own = str(env.mjx_model.impl.value)
     if implementation not in (None, own):
         raise InputError(
             f"{type(env).__name__} has been made with impl={own!r}, which env.implementation cannot change: leave it "

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from .._errors import InputError, unknown_name
+from .._tree import is_finite
 from .._types import RandomKey
 
 
@@ -143,8 +144,9 @@ class MujocoEnv(abc.ABC):
         names = [self.mj_model.sensor(index).name for index in range(self.mj_model.nsensor)]
         if name not in names:
             raise unknown_name("sensor", name, names)
-        begin = int(self.mj_model.sensor(name).adr[0])
-        return data.sensordata[begin : begin + int(self.mj_model.sensor(name).dim[0])]
+        sensor = self.mj_model.sensor(name)
+        begin = int(sensor.adr[0])
+        return data.sensordata[begin : begin + int(sensor.dim[0])]
 
     def reset(self, key: RandomKey) -> MujocoState:
         """The first state of an episode."""
@@ -157,7 +159,7 @@ class MujocoEnv(abc.ABC):
         data = self._alike("control", state.data, self.control(state.data, action))
         data = self.physics.step(data, self.num_substeps)
         # Numbers that are none would spread to whatever averages over episodes.
-        broken = ~(jnp.isfinite(data.qpos).all() & jnp.isfinite(data.qvel).all())
+        broken = ~is_finite((data.qpos, data.qvel))
         obs = jnp.where(broken, 0.0, self._observation(data))
         reward = jnp.where(broken, 0.0, self._scalar("reward", self.reward(data, action)))
         return MujocoState(data, obs, reward, broken | self._scalar("terminates", self.terminates(data)))
