@@ -24,6 +24,7 @@ SMALL = [
     "--set=decoder.width=8",
     "--set=refinement.num_episodes=8",
     "--set=refinement.num_heldout=2",
+    "--set=refinement.stride=1",
     "--set=refinement.batch_size=20",
     "--set=refinement.num_epochs=300",
     "--set=refinement.patience=300",
