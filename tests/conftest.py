@@ -29,6 +29,9 @@ from scipy.special import expit
 
 import gorl
 
+# Nearly every test takes longer to compile than to run; `optimised` is for the others.
+jax.config.update("jax_disable_most_optimizations", True)
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory):
@@ -164,12 +167,12 @@ def shaken():
     return shake
 
 
-@pytest.fixture(scope="module")
-def quick_to_compile():
-    """What a test file compiles is compiled without optimisation: it takes far longer to compile than to run."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
+@pytest.fixture
+def optimised():
+    """What the test compiles is optimised, as it is for users: for tests that run longer than they compile."""
     jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture

@@ -10,8 +10,6 @@ from typer.testing import CliRunner
 import gorl
 from benchmarks import gpu
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
 
 @pytest.fixture(autouse=True)
 def _one_step_of_physics(monkeypatch):

@@ -11,7 +11,6 @@ from typer.testing import CliRunner
 import gorl
 from benchmarks import solvers
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
 ENV = gorl.EnvConfig("MultiGoal", episode_length=20)
 
 

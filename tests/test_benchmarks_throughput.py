@@ -12,8 +12,6 @@ import pytest
 import gorl
 from benchmarks import throughput
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
 
 def test_the_ratio_of_a_part_is_its_time_over_that_of_its_limits():
     part = throughput.Part("rollout", "env steps", 600, compiling=9.0, running=3.0, physics=1.0, products=0.5)

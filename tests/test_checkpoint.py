@@ -16,8 +16,6 @@ import gorl._checkpoint as gorl_checkpoint
 import gorl._train as gorl_train
 from gorl._train import _start_batch, prepare
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
 
 @pytest.fixture(scope="module")
 def trained(tiny):

@@ -27,8 +27,6 @@ SMALL = [
     "--set=stage_steps=240,240",
 ]
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
 
 def test_train_leaves_everything_that_it_promises(command, tmp_path):
     directory = tmp_path / "run"

@@ -10,7 +10,6 @@ import gorl
 from gorl_cli._compare import _labels, run_curve
 from gorl_cli._directory import Run
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
 BEGINNINGS = {".png": b"\x89PNG", ".pdf": b"%PDF", ".svg": b"<?xml"}
 
 

@@ -9,8 +9,6 @@ import scipy.stats
 
 import gorl
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
 
 def expected(run, seed, episodes, key=0, stochastic=False):
     policy = gorl.load_policy(run.directory, seed=seed - run.first_seed)

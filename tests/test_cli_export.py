@@ -15,8 +15,6 @@ import gorl_cli._export
 from gorl_cli._export import check_export, export
 from gorl_cli._output import check_output
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
 
 @pytest.fixture(scope="module")
 def observation():

@@ -25,8 +25,6 @@ from gorl_cli._plot import (
     principal_component,
 )
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
 STEPS = np.array([0, 500_000, 1_000_000, 1_000_000, 1_500_000])
 STAGE = np.array([0, 0, 0, 1, 1])
 T_OF_THREE = 4.30265272991  # the 97.5 % quantile of Student's t with two degrees of freedom

@@ -13,8 +13,6 @@ from test_cli import SMALL
 import gorl
 from gorl_cli._sweep import batch, trials
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
 
 @pytest.fixture(scope="module")
 def small(tiny):
@@ -87,7 +85,7 @@ def test_a_batch_has_the_values_of_each_trial_as_often_as_there_are_seeds(small)
 
 
 @pytest.fixture(scope="module")
-def swept(tmp_path_factory, quick_to_compile):
+def swept(tmp_path_factory):
     """A sweep over a number that diverges for one value, and over a width that takes a compilation of its own."""
     import contextlib
     import io

@@ -36,8 +36,6 @@ DRAWN = "MultiGoal"
 SEEDED = [(DRAWN, method) for method in ("gorl-flow", "ppo", "fpo", "dppo")]
 KINDS = {"stablehlo": gorl.export_stablehlo, "onnx": gorl.export_onnx}
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
 OUTSIDE = """
 import pathlib, sys
 import numpy as np
@@ -60,7 +58,7 @@ assert not {"gorl", "equinox", "diffrax"} & set(sys.modules)
 
 
 @pytest.fixture(scope="module")
-def observations(make_policy, quick_to_compile):
+def observations(make_policy):
     """A thousand observations of each environment, from playing in it."""
     found = {}
     for name, env in ENVIRONMENTS.items():
