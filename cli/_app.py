@@ -72,7 +72,7 @@ def train(
     env: Annotated[str, typer.Argument(help="What to train on; see `gorl envs`.")] = "PointMass",
     method: Annotated[str, typer.Option(help="How to train; see `gorl methods`.")] = "gorl-flow",
     scale: Annotated[str, typer.Option(help="The preset: laptop (minutes on a CPU) or paper (a GPU).")] = "laptop",
-    seeds: Annotated[int, typer.Option(help="How many seeds to train side by side.")] = 4,
+    seeds: Annotated[int, typer.Option(help="How many seeds to train side by side.")] = 2,
     seed: Annotated[int, typer.Option(help="The first seed.")] = 0,
     steps: Annotated[str | None, typer.Option(help="Environment steps per seed, over all stages, such as 2e6.")] = None,
     stages: Annotated[int | None, typer.Option(help="How many stages the steps are shared out over.")] = None,

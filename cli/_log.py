@@ -9,7 +9,7 @@ import gorl
 from ._directory import Run
 
 Row = dict[str, float | int | str]
-_WHAT_A_ROW_IS_OF = frozenset(("seed", "stage", "env_steps", "wall_seconds", "diverged_at"))
+_WHAT_A_ROW_IS_OF = frozenset(("seed", "stage", "env_steps", "wall_seconds", "diverged_at", "divergence"))
 
 
 class AbstractLogger(abc.ABC):

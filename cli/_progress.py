@@ -15,7 +15,7 @@ _DOING = {
     gorl.Phase.EVALUATE: "evaluating",
     gorl.Phase.REFINE: "refining the decoder",
 }
-_COMPILING = "compiling, once, for about half a minute"
+_COMPILING = "compiling, once"
 
 
 class Progress:
@@ -95,7 +95,8 @@ class Progress:
             if index not in self._diverged:
                 self._diverged.add(index)
                 steps = int(state.diverged_at[index]) * self._config.steps_per_iteration
-                self._say(f"{self._names[index]} diverged at {steps:,} env steps: its numbers are not finite any more")
+                why = gorl.Divergence(int(state.divergence[index])).description
+                self._say(f"{self._names[index]} diverged at {steps:,} env steps: {why}")
         following = self._phases[position + 1 : position + 2]
         self._bar.update(
             self._task,

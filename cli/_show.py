@@ -57,7 +57,7 @@ def summary(run: Run, result: gorl.Result, wall_seconds: float) -> None:
         diverged_here = [
             f"seed {seed} at {at * config.steps_per_iteration:,}"
             for seed, at in zip(run.seed_numbers, diverged_at.tolist(), strict=True)
-            if begin < at <= end
+            if at >= 0 and (begin < at or stage == 0) and at <= end
         ]
         table.add_row(
             str(stage),
@@ -71,6 +71,11 @@ def summary(run: Run, result: gorl.Result, wall_seconds: float) -> None:
         )
         before = best
     console.print(table)
+    for index in np.flatnonzero(diverged_at >= 0):
+        why = gorl.Divergence(int(result.divergence[index])).description
+        unknown = "; none of its evaluations was finite, and the policy that is kept is its last"
+        known = np.isfinite(result.curve.mean_return[index]).any()
+        console.print(f"seed {run.seed_numbers[index]} diverged: {why}{'' if known else unknown}", soft_wrap=True)
     kept = np.asarray(result.returns).mean(axis=1)
     of_seeds = ", ".join(f"{mean:.1f}" for mean in kept)
     console.print(

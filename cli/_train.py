@@ -148,6 +148,7 @@ def curve_rows(
     """The rows of `curve.csv`: one of each seed for each evaluation so far, but for that of the kept policy."""
     chunks = gorl.schedule(config)
     returns, diverged_at = np.asarray(state.returns), np.asarray(state.diverged_at)
+    divergence = [gorl.Divergence(kind).name.lower() for kind in np.asarray(state.divergence).tolist()]
     metrics = {name: np.asarray(figures) for name, figures in state.metrics.items()}
     rows: list[Row] = []
     evaluations = np.flatnonzero((chunks.phase == gorl.Phase.EVALUATE) & ~chunks.is_final)[: len(wall_seconds)]
@@ -155,6 +156,7 @@ def curve_rows(
         number, iterations = chunks.evaluation[position], chunks.iterations[position]
         for index, seed in enumerate(seeds):
             of_seed, at = returns[index, number], diverged_at[index]
+            has_diverged = 0 <= at <= iterations
             rows.append(
                 {
                     "seed": seed,
@@ -165,7 +167,8 @@ def curve_rows(
                     "return_std": float(of_seed.std()),
                     "return_min": float(of_seed.min()),
                     "return_max": float(of_seed.max()),
-                    "diverged_at": int(at) * config.steps_per_iteration if 0 <= at <= iterations else "",
+                    "diverged_at": int(at) * config.steps_per_iteration if has_diverged else "",
+                    "divergence": divergence[index] if has_diverged else "",
                     **{name: float(figures[index, number]) for name, figures in metrics.items()},
                 }
             )
@@ -207,6 +210,11 @@ def _summary(run: Run, result: gorl.Result, wall_seconds: float) -> str:
         "kept_policy_return_mean": float(returns.mean()),
         "episodes_per_seed": returns.shape[1],
         "diverged_at": {str(seed): int(at) for seed, at in zip(run.seed_numbers, diverged_at, strict=True) if at >= 0},
+        "divergence": {
+            str(seed): gorl.Divergence(kind).name.lower()
+            for seed, kind in zip(run.seed_numbers, np.asarray(result.divergence).tolist(), strict=True)
+            if kind != gorl.Divergence.NONE
+        },
         "wall_seconds": round(wall_seconds, 1),
         "device": str(jax.devices()[0]),
         "versions": versions(),

@@ -20,6 +20,7 @@ from ._decoder import (
     IdentityDecoder as IdentityDecoder,
     NoiseSchedule as NoiseSchedule,
 )
+from ._divergence import Divergence as Divergence
 from ._env import (
     EnvConfig as EnvConfig,
     Environment as Environment,

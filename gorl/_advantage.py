@@ -1,4 +1,4 @@
-"""Generalised advantage estimation."""
+"""Returns and advantages of a stretch of experience."""
 
 import jax
 import jax.numpy as jnp
@@ -7,10 +7,47 @@ from jaxtyping import Array, Bool, Float
 from ._types import Real
 
 
+def lambda_returns(
+    rewards: Float[Array, "time *batch"],
+    next_values: Float[Array, "time *batch"],
+    terminated: Bool[Array, "time *batch"],
+    truncated: Bool[Array, "time *batch"],
+    discount: Real,
+    trace_decay: Real,
+) -> Float[Array, "time *batch"]:
+    """What each step and those that follow it earn, looking further with the weights of TD(λ).
+
+    After a terminal step nothing more is earned. At a truncated step (the time limit) the episode would have gone on:
+    it is worth its reward and the value of the state that it led to, and so is the last step there is.
+
+    **Arguments:**
+
+    - `rewards`: what each step earned.
+    - `next_values`: the value of the state that each step led to, also where the episode ended there.
+    - `terminated`, `truncated`: whether the episode ended with the step, and why.
+    - `discount`, `trace_decay`: γ and λ.
+
+    ??? cite "Reference"
+
+        Sutton & Barto (2018), *Reinforcement Learning: An Introduction*, equation (12.18).
+    """
+
+    def look_back(
+        later: Float[Array, "*batch"], step: tuple[Array, Array, Array, Array]
+    ) -> tuple[Float[Array, "*batch"], Float[Array, "*batch"]]:
+        reward, next_value, has_terminated, was_cut = step
+        onwards = jnp.where(was_cut, next_value, (1 - trace_decay) * next_value + trace_decay * later)
+        worth = reward + discount * (1.0 - has_terminated) * onwards
+        return worth, worth
+
+    _, worths = jax.lax.scan(look_back, next_values[-1], (rewards, next_values, terminated, truncated), reverse=True)
+    return worths
+
+
 def generalised_advantage(
     rewards: Float[Array, "time *batch"],
     values: Float[Array, "time *batch"],
-    final_value: Float[Array, "*batch"],
+    next_values: Float[Array, "time *batch"],
     terminated: Bool[Array, "time *batch"],
     truncated: Bool[Array, "time *batch"],
     discount: Real,
@@ -18,16 +55,11 @@ def generalised_advantage(
 ) -> tuple[Float[Array, "time *batch"], Float[Array, "time *batch"]]:
     """The advantages and the value targets of a stretch of experience.
 
-    After a terminal step nothing more is earned. At a truncated step (the time limit) the episode would have gone on,
-    but the state it would have gone on to has been replaced by a start state: such a step has no advantage, its target
-    is the value itself, and the steps before it look no further than its value.
-
     **Arguments:**
 
-    - `rewards`, `values`: what each step earned, and the value of the state it was taken in.
-    - `final_value`: the value of the state after the last step.
-    - `terminated`, `truncated`: whether the episode ended with the step, and why.
-    - `discount`, `gae_lambda`: γ and λ.
+    - `values`: the value of the state that each step was taken in.
+
+    The others are those of [`lambda_returns`][].
 
     **Returns:**
 
@@ -38,21 +70,7 @@ def generalised_advantage(
         Schulman et al. (2016), *High-Dimensional Continuous Control Using Generalized Advantage Estimation*, equation
         (16).
     """
-    goes_on = 1.0 - terminated
-    counts = 1.0 - truncated
-    next_values = jnp.concatenate([values[1:], final_value[None]])
-    errors = counts * (rewards + discount * goes_on * next_values - values)
-
-    def accumulate(
-        later: Float[Array, "*batch"], step: tuple[Array, Array]
-    ) -> tuple[Float[Array, "*batch"], Float[Array, "*batch"]]:
-        error, carried = step
-        sum_of_errors = error + carried * later
-        return sum_of_errors, sum_of_errors
-
-    carried = discount * gae_lambda * goes_on * counts
-    _, sums = jax.lax.scan(accumulate, jnp.zeros_like(final_value), (errors, carried), reverse=True)
-    targets = values + sums
-    next_targets = jnp.concatenate([targets[1:], final_value[None]])
-    advantages = counts * (rewards + discount * goes_on * next_targets - values)
-    return advantages, targets
+    targets = lambda_returns(rewards, next_values, terminated, truncated, discount, gae_lambda)
+    is_last = jnp.arange(len(values)).reshape(-1, *[1] * (values.ndim - 1)) == len(values) - 1
+    next_targets = jnp.where(truncated | is_last, next_values, jnp.roll(targets, -1, axis=0))
+    return rewards + discount * (1.0 - terminated) * next_targets - values, targets

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped
 
+from ._divergence import Divergence, first_of
 from ._env import EnvConfig, Environment, Episode, Episodes, load_environment
 from ._errors import InputError
 from ._policy import Policy
@@ -131,12 +132,14 @@ class Played(eqx.Module):
     """Episodes that have been played.
 
     - `returns`: the sum of the rewards of each.
+    - `divergence`: what each saw first that was not finite; a `Divergence`.
     - `length`: the number of actions until each was over, or left.
     - `seen`: what was asked for, of every step.
     - `last`: the state of each after the last step. One that is over goes on, but nothing of it counts.
     """
 
     returns: Float[Array, " episodes"]
+    divergence: Int[Array, " episodes"]
     length: Int[Array, " episodes"]
     seen: PyTree[Shaped[Array, "time episodes ..."]]
     last: Episode
@@ -166,31 +169,45 @@ def play_episodes(
         return policy(observation, key) if stochastic else policy.mode(observation)
 
     def step(
-        carry: tuple[Episode, Bool[Array, " episodes"], Float[Array, " episodes"], Int[Array, " episodes"]],
+        carry: tuple[
+            Episode,
+            Bool[Array, " episodes"],
+            Float[Array, " episodes"],
+            Int[Array, " episodes"],
+            Int[Array, " episodes"],
+        ],
         key: RandomKey,
     ) -> tuple[tuple, PyTree[Array]]:
-        before, over, total, length = carry
+        before, over, total, divergence, length = carry
         actions = jax.vmap(act)(before.observation, jax.random.split(key, num_episodes))
         after, outcome = jax.vmap(episodes.step)(before, actions)
         reward = jnp.where(over, 0.0, outcome.reward)
-        return (after, over | after.over, total + reward, length + ~over), jax.vmap(see)(before, actions, reward)
+        found = jax.vmap(_divergence)(before.observation, reward)
+        divergence = jnp.where(over | (divergence != Divergence.NONE), divergence, found)
+        carry = (after, over | after.over, total + reward, divergence, length + ~over)
+        return carry, jax.vmap(see)(before, actions, reward)
 
     start = jax.vmap(episodes.start)(jax.random.split(start_key, num_episodes))
-    carry = (start, start.over, jnp.zeros(num_episodes), jnp.zeros(num_episodes, jnp.int32))
+    none = jnp.full(num_episodes, int(Divergence.NONE), jnp.int32)
+    carry = (start, start.over, jnp.zeros(num_episodes), none, jnp.zeros(num_episodes, jnp.int32))
     # As many keys as a whole episode takes, so that one that is left early begins like it.
     step_keys = jax.random.split(step_key, episodes.num_steps)[:num_steps]
-    (last, _, total, length), seen = jax.lax.scan(step, carry, step_keys)
-    return Played(total, length, seen, last)
+    (last, _, total, divergence, length), seen = jax.lax.scan(step, carry, step_keys)
+    return Played(total, divergence, length, seen, last)
 
 
-def episode_returns(
-    episodes: Episodes, policy: Policy, key: RandomKey, num_episodes: int, stochastic: bool = False
+def _divergence(observation: Float[Array, " observation"], reward: Float[Array, ""]) -> Int[Array, ""]:
+    """What of one step is not finite: what the policy saw, or what it was paid."""
+    return first_of(
+        (~jnp.all(jnp.isfinite(observation)), Divergence.OBSERVATION), (~jnp.isfinite(reward), Divergence.REWARD)
+    )
+
+
+@eqx.filter_jit
+def _episode_returns(
+    episodes: Episodes, policy: Policy, key: RandomKey, num_episodes: int, stochastic: bool
 ) -> Float[Array, " episodes"]:
-    """[`evaluate`][] for an environment that has been loaded and checked."""
     return play_episodes(episodes, policy, key, num_episodes, stochastic=stochastic).returns
-
-
-_episode_returns = eqx.filter_jit(episode_returns)
 
 
 @eqx.filter_jit

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from ._env import Episode, Episodes, restart
 from ._learner import Experience
@@ -18,12 +18,19 @@ class Workers(eqx.Module):
 
     episode: Episode  # where each of them stands
     start: Episode  # where the next episode of each starts; over where it has been used
+    head_start: Int[Array, " envs"]  # steps of its time limit that the next episode of each begins with
 
     @staticmethod
     def idle(episodes: Episodes, num_envs: int) -> "Workers":
-        """Workers with no episode running and no start state drawn: a rollout begins with both."""
+        """Workers with no episode running and no start state drawn: their first step begins with both."""
         none = episodes.none(num_envs)
-        return Workers(none, none)
+        return Workers(none, none, jnp.zeros(num_envs, jnp.int32))
+
+    @staticmethod
+    def staggered(episodes: Episodes, num_envs: int, key: RandomKey) -> "Workers":
+        """Idle workers that each begin with a random part of their first time limit over."""
+        head_start = jax.random.randint(key, (num_envs,), 0, episodes.episode_length)
+        return eqx.tree_at(lambda w: w.head_start, Workers.idle(episodes, num_envs), head_start)
 
 
 def rollout(
@@ -31,9 +38,9 @@ def rollout(
 ) -> tuple[Workers, Experience]:
     """Acts for `num_unrolls * unroll_length` steps in every environment.
 
-    An episode that ends restarts from a start state that was drawn beforehand. If any was used, fresh ones are drawn as
-    the next unroll begins. (At every step that would double the cost of the physics, or do much worse: a reset of
-    CheetahRun takes 200 steps.)
+    An episode that is over is followed by another, from a start state that was drawn beforehand. When a worker needs
+    one and has used up its own, fresh ones are drawn for all that have. (A draw at every step would double the cost of
+    the physics, or do much worse: a reset of CheetahRun takes 200 steps.)
 
     **Arguments:**
 
@@ -59,7 +66,6 @@ def rollout(
         outcome.terminated,
         outcome.truncated,
         next_observation,
-        workers.episode.observation,
     )
 
 
@@ -75,39 +81,42 @@ def _unroll(
     num_envs = workers.episode.over.shape[0]
 
     def step(workers: Workers, key: RandomKey) -> tuple[Workers, tuple]:
+        start_key, policy_key = jax.random.split(key)
+        workers = _restart(episodes, workers, start_key)
         observation = workers.episode.observation
-        latent, extras, action = jax.vmap(policy.sample)(observation, jax.random.split(key, num_envs))
+        latent, extras, action = jax.vmap(policy.sample)(observation, jax.random.split(policy_key, num_envs))
         episode, outcome = jax.vmap(episodes.step)(workers.episode, jnp.tanh(action))
         # A simulation that blew up ended its episode: what it led to is no observation, and nothing may depend on it.
         blew_up = episode.over[:, None] & ~jnp.isfinite(episode.observation)
         next_observation = jnp.where(blew_up, observation, episode.observation)
-        workers = _restart(Workers(episode, workers.start))
+        workers = Workers(episode, workers.start, workers.head_start)
         return workers, (observation, latent, extras, action, outcome, next_observation)
 
     def unroll(workers: Workers, key: RandomKey) -> tuple[Workers, tuple]:
-        start_key, step_key, keep_key = jax.random.split(key, 3)
-
-        def draw(carry: tuple[Episode, RandomKey]) -> tuple[Episode, RandomKey]:
-            start, key = carry
-            keys = jax.random.split(key, num_envs + 1)
-            return jax.vmap(restart)(jax.vmap(episodes.start)(keys[1:]), start), keys[0]
-
-        # A loop of one pass at most rather than a branch: under vmap over seeds a branch would always be taken. It has
-        # a new key for another pass because XLA would do what all passes have in common, here everything, before.
-        start, _ = jax.lax.while_loop(lambda carry: jnp.any(carry[0].over), draw, (workers.start, start_key))
-        workers = _restart(Workers(workers.episode, start))
+        step_key, keep_key = jax.random.split(key)
         workers, seen = jax.lax.scan(step, workers, jax.random.split(step_key, unroll_length))
         return workers, keep(seen, keep_key)
 
     return jax.lax.scan(unroll, workers, keys)
 
 
-def _restart(workers: Workers) -> Workers:
-    """Goes on with the next episode wherever one is over."""
-    episode = jax.vmap(restart)(workers.start, workers.episode)
-    used = workers.start.over | workers.episode.over
+def _restart(episodes: Episodes, workers: Workers, key: RandomKey) -> Workers:
+    """Begins the next episode of each worker whose last one is over."""
+    over = workers.episode.over
+
+    def draw(carry: tuple[Episode, RandomKey]) -> tuple[Episode, RandomKey]:
+        start, key = carry
+        keys = jax.random.split(key, over.shape[0] + 1)
+        return jax.vmap(restart)(jax.vmap(episodes.start)(keys[1:]), start), keys[0]
+
+    # A loop of one pass at most rather than a branch: under vmap over seeds a branch would always be taken. It has
+    # a new key for another pass because XLA would do what all passes have in common, here everything, before.
+    start, _ = jax.lax.while_loop(lambda carry: jnp.any(over & carry[0].over), draw, (workers.start, key))
+    begun = eqx.tree_at(lambda e: e.elapsed, start, start.elapsed + workers.head_start)
     return Workers(
-        eqx.tree_at(lambda e: e.over, episode, jnp.zeros_like(used)), eqx.tree_at(lambda w: w.over, workers.start, used)
+        jax.vmap(restart)(begun, workers.episode),
+        eqx.tree_at(lambda s: s.over, start, start.over | over),
+        jnp.where(over, 0, workers.head_start),
     )
 
 
@@ -130,8 +139,8 @@ def demonstrate(
     - `policy`: acts stochastically.
     - `num_episodes`: how many episodes, side by side.
     - `stride`: keep one step in this many; an incomplete stride at the end of an episode is dropped.
-    - `unroll_length`: steps after which start states that were used are replaced by fresh ones; fewer if so many are
-        no whole strides, or do not divide those of an episode.
+    - `unroll_length`: steps that are in memory at once; fewer if so many are no whole strides, or do not divide those
+        of an episode.
     - `key`: decides latents, start states and which steps are kept.
 
     **Returns:**

@@ -20,9 +20,10 @@ from ._blocks import by_blocks_is_faster, in_turn
 from ._config import Config, as_arrays
 from ._decoder import AbstractDecoder
 from ._devices import spread
+from ._divergence import Divergence, first_of
 from ._env import load_environment
 from ._errors import InputError
-from ._evaluation import episode_returns
+from ._evaluation import play_episodes
 from ._learner import AbstractEncoder
 from ._policy import Policy, StagedDecoder
 from ._regression import Fit, fit_decoder
@@ -34,10 +35,17 @@ from ._types import RandomKey, RandomKeys
 
 
 class Best(eqx.Module):
-    """The best encoder of the stage so far, with its statistics inside."""
+    """The policy to keep: the best of the stage so far.
 
-    mean_return: Float[Array, "*seeds"]
+    As a stage begins it is still that of the stage before, which the first evaluation with a finite return replaces. As
+    long as a run has had none, it is the latest policy whose numbers are finite.
+    """
+
+    mean_return: Float[Array, "*seeds"]  # -inf as a stage begins
     encoder: AbstractEncoder
+    decoder: AbstractDecoder
+    fitted: Bool[Array, "*seeds"]
+    is_known: Bool[Array, "*seeds"]  # whether it had a finite return
 
 
 class TrainState(eqx.Module):
@@ -50,6 +58,7 @@ class TrainState(eqx.Module):
     workers: Workers  # the training environments
     best: Best
     diverged_at: Int[Array, "*seeds"]  # iterations done when a number was first found not to be finite; -1 if none was
+    divergence: Int[Array, "*seeds"]  # which number that was; a `gorl.Divergence`
     returns: Float[Array, "*seeds evaluations episodes"]
     metrics: dict[str, Float[Array, "*seeds evaluations"]]
     latest_metrics: dict[str, Float[Array, "*seeds"]]
@@ -59,7 +68,7 @@ class TrainState(eqx.Module):
 class Curve(eqx.Module):
     """Every evaluation of a run, in order. A run over several seeds has a leading axis of seeds everywhere.
 
-    Returns are NaN where the numbers of a seed had stopped being finite, and where a run has not come to yet.
+    Returns are NaN where they or the numbers of a seed were not finite, and where a run has not come to yet.
     """
 
     iterations: Int[Array, "*seeds evaluations"]  # of the learner, since the run began
@@ -98,6 +107,7 @@ class Result(eqx.Module):
     curve: Curve
     fits: Fit  # how each refinement went
     diverged_at: Int[Array, "*seeds"]  # iterations done when a number was first found not to be finite; -1 if none was
+    divergence: Int[Array, "*seeds"]  # which number that was; a `gorl.Divergence`
 
 
 def train(config: Config, key: RandomKey, on_evaluation: Callable[[Evaluation], None] | None = None) -> Result:
@@ -216,6 +226,11 @@ def prepare(config: Config) -> Config:
     `gorl.InputError`
     """
     config.check()
+    if jax.config.jax_debug_nans:  # pyright: ignore[reportAttributeAccessIssue]
+        raise InputError(
+            "jax_debug_nans would stop at the NaN by which gorl marks what it does not know yet: set it to False (or "
+            "JAX_DEBUG_NANS=0). A result says when a number was not finite and which it was: diverged_at, divergence."
+        )
     episodes = load_environment(config.env)
     if config.num_stages > 1:
         config.refinement.check(episodes.num_steps)
@@ -225,19 +240,22 @@ def prepare(config: Config) -> Config:
 def _start(config: Config, key: RandomKey) -> TrainState:
     """The state before the first chunk: fresh networks, no episode running, nothing evaluated yet."""
     episodes = load_environment(config.env)
-    memory_key, decoder_key, _ = jax.random.split(key, 3)
+    memory_key, decoder_key, workers_key, _ = jax.random.split(key, 4)
     memory = config.learner.init(episodes.observation_size, episodes.action_size, memory_key)
     statistics = RunningStatistics.empty(episodes.observation_size)
+    decoder = config.decoder.init(statistics, episodes.action_size, decoder_key)
+    no, never = jnp.zeros((), bool), jnp.full((), -1, jnp.int32)
     num_evaluations = int(schedule(config).evaluation[-1]) + 1
     num_refinements = config.num_stages - 1
     return TrainState(
         key=key,
         position=jnp.zeros((), jnp.int32),
         memory=memory,
-        decoder=config.decoder.init(statistics, episodes.action_size, decoder_key),
-        workers=Workers.idle(episodes, config.learner.num_envs),
-        best=Best(jnp.full((), -jnp.inf, jnp.float32), config.learner.encoder(memory)),
-        diverged_at=jnp.full((), -1, jnp.int32),
+        decoder=decoder,
+        workers=_workers(config, workers_key),
+        best=Best(_no_return(), config.learner.encoder(memory), decoder, no, no),
+        diverged_at=never,
+        divergence=jnp.asarray(Divergence.NONE, jnp.int32),
         returns=_unknown(num_evaluations, config.evaluation_episodes),
         metrics={name: _unknown(num_evaluations) for name in config.learner.metric_names()},
         latest_metrics={name: _unknown() for name in config.learner.metric_names()},
@@ -258,7 +276,7 @@ def _advance(
     """
 
     def advance(config: Config, state: TrainState, chunk: Chunk) -> TrainState:
-        *_, run_key = jax.random.split(state.key, 3)
+        *_, run_key = jax.random.split(state.key, 4)
         key = jax.random.fold_in(run_key, chunk.position)
         # With one stage there is nothing to refine, and nothing of it to compile.
         evaluate = functools.partial(_evaluate, on_evaluation=on_evaluation)
@@ -286,7 +304,12 @@ def _learn(config: Config, state: TrainState, chunk: Chunk, key: RandomKey) -> T
     )
     memory, metrics = learner.update(state.memory, experience, update_key, jnp.asarray(chunk.progress))
     state = eqx.tree_at(lambda s: (s.memory, s.workers, s.latest_metrics), state, (memory, workers, metrics))
-    return _watched(state, chunk, is_finite(learner.encoder(memory)))
+    divergence = first_of(
+        (~is_finite((experience.observation, experience.next_observation)), Divergence.OBSERVATION),
+        (~is_finite(experience.reward), Divergence.REWARD),
+        (~is_finite(learner.encoder(memory)), Divergence.PARAMETERS),
+    )
+    return _watched(state, chunk, divergence)
 
 
 def _evaluate(
@@ -296,25 +319,33 @@ def _evaluate(
     key: RandomKey,
     on_evaluation: Callable[[Evaluation], None] | None,
 ) -> TrainState:
-    """Evaluates the encoder and remembers the best of the stage; the last evaluation of a run is of the one kept."""
-    current = config.learner.encoder(state.memory)
-    encoder = where(chunk.is_final, state.best.encoder, current)
-    policy = _policy(config, encoder, state.decoder, chunk.stage > 0)
-    returns = episode_returns(load_environment(config.env), policy, key, config.evaluation_episodes)
+    """Evaluates the policy and remembers the best of the stage; the last evaluation of a run is of the one kept."""
+    current = (config.learner.evaluated_encoder(state.memory), state.decoder, jnp.asarray(chunk.stage > 0))
+    kept = (state.best.encoder, state.best.decoder, state.best.fitted)
+    encoder, decoder, fitted = where(chunk.is_final, kept, current)
+    played = play_episodes(
+        load_environment(config.env), _policy(config, encoder, decoder, fitted), key, config.evaluation_episodes
+    )
     # A policy of NaN ends its episodes at once, which can look better than a policy that gets nowhere.
-    returns = jnp.where(is_finite(encoder), returns, jnp.nan)
+    is_sound = is_finite((encoder, decoder))
+    returns = jnp.where(is_sound, played.returns, jnp.nan)
     mean_return = jnp.mean(returns)
-    is_better = (mean_return > state.best.mean_return) & ~chunk.is_final  # never where the mean is NaN
-    best = where(is_better, Best(mean_return, current), state.best)
+    is_known = jnp.isfinite(mean_return)
+    # Where no return has ever been finite, what has been trained longest is as good a guess as any.
+    is_better = jnp.where(is_known, mean_return > state.best.mean_return, is_sound & ~state.best.is_known)
+    candidate = Best(jnp.where(is_known, mean_return, _no_return()), *current, is_known)
+    best = where(is_better & ~chunk.is_final, candidate, state.best)
     metrics = {name: state.metrics[name].at[chunk.evaluation].set(state.latest_metrics[name]) for name in state.metrics}
     if on_evaluation is not None:
         tell = functools.partial(_tell, on_evaluation, config.steps_per_iteration)
         jax.debug.callback(tell, jax.random.key_data(state.key), chunk, returns, state.latest_metrics)
-    return eqx.tree_at(
+    state = eqx.tree_at(
         lambda s: (s.best, s.returns, s.metrics),
         state,
         (best, state.returns.at[chunk.evaluation].set(returns), metrics),
     )
+    # Of a policy whose own numbers are not finite it was said when that came about.
+    return _watched(state, chunk, jnp.where(is_sound, jnp.max(played.divergence), int(Divergence.NONE)))
 
 
 def _tell(
@@ -338,10 +369,10 @@ def _tell(
 
 
 def _refine(config: Config, state: TrainState, chunk: Chunk, key: RandomKey) -> TrainState:
-    """Ends a stage: a fresh decoder is fitted to what the best encoder does, and a fresh encoder starts on it."""
-    data_key, decoder_key, fit_key, memory_key = jax.random.split(key, 4)
+    """Ends a stage: a fresh decoder is fitted to what the best policy does, and a fresh encoder starts on it."""
+    data_key, decoder_key, fit_key, memory_key, workers_key = jax.random.split(key, 5)
     episodes = load_environment(config.env)
-    policy = _policy(config, state.best.encoder, state.decoder, chunk.stage > 0)
+    policy = _policy(config, state.best.encoder, state.best.decoder, state.best.fitted)
     observations, actions, latents = demonstrate(
         episodes,
         policy,
@@ -359,21 +390,23 @@ def _refine(config: Config, state: TrainState, chunk: Chunk, key: RandomKey) -> 
         position=state.position,
         memory=memory,
         decoder=decoder,
-        workers=Workers.idle(episodes, config.learner.num_envs),
-        best=Best(jnp.full((), -jnp.inf, jnp.float32), config.learner.encoder(memory)),
+        workers=_workers(config, workers_key),
+        best=eqx.tree_at(lambda b: b.mean_return, state.best, _no_return()),
         diverged_at=state.diverged_at,
+        divergence=state.divergence,
         returns=state.returns,
         metrics=state.metrics,
         latest_metrics={name: _unknown() for name in state.latest_metrics},
         fits=jax.tree.map(lambda all_fits, this: all_fits.at[chunk.stage].set(this), state.fits, fit),
     )
-    return _watched(state, chunk, jnp.isfinite(fit.heldout_loss))
+    return _watched(state, chunk, first_of((~jnp.isfinite(fit.heldout_loss), Divergence.DECODER)))
 
 
-def _watched(state: TrainState, chunk: Chunk, finite: Bool[Array, ""]) -> TrainState:
-    """Takes note of when the numbers of a run stop being finite. It goes on: the next stage begins with fresh ones."""
-    diverged_at = jnp.where(finite | (state.diverged_at >= 0), state.diverged_at, chunk.iterations)
-    return eqx.tree_at(lambda s: s.diverged_at, state, diverged_at)
+def _watched(state: TrainState, chunk: Chunk, divergence: Int[Array, ""]) -> TrainState:
+    """Takes note of which number of a run first was not finite, and when. It goes on: its next stage begins afresh."""
+    is_first = (divergence != Divergence.NONE) & (state.diverged_at < 0)
+    seen = where(is_first, (jnp.asarray(chunk.iterations), divergence), (state.diverged_at, state.divergence))
+    return eqx.tree_at(lambda s: (s.diverged_at, s.divergence), state, seen)
 
 
 def _finish(config: Config, state: TrainState) -> Result:
@@ -386,15 +419,23 @@ def _finish(config: Config, state: TrainState) -> Result:
         {name: figures[:-1] for name, figures in state.metrics.items()},
         config.steps_per_iteration,
     )
-    refinements = np.flatnonzero(chunks.phase == Phase.REFINE)
-    fitted = state.position > refinements[0] if refinements.size else jnp.zeros((), bool)
-    policy = _policy(config, state.best.encoder, state.decoder, fitted)
-    return Result(policy, state.returns[-1], curve, state.fits, state.diverged_at)
+    policy = _policy(config, state.best.encoder, state.best.decoder, state.best.fitted)
+    return Result(policy, state.returns[-1], curve, state.fits, state.diverged_at, state.divergence)
+
+
+def _workers(config: Config, key: RandomKey) -> Workers:
+    """The training environments as a stage begins."""
+    episodes, num_envs = load_environment(config.env).in_training, config.learner.num_envs
+    return Workers.staggered(episodes, num_envs, key) if config.env.staggered else Workers.idle(episodes, num_envs)
 
 
 def _policy(config: Config, encoder: AbstractEncoder, decoder: AbstractDecoder, fitted: PyTree) -> Policy:
     episodes = load_environment(config.env)
     return Policy(encoder, StagedDecoder(decoder, fitted), episodes.observation_size, episodes.action_size)
+
+
+def _no_return() -> Float[Array, ""]:
+    return jnp.full((), -jnp.inf, jnp.float32)
 
 
 def _unknown(*shape: int) -> Float[Array, "..."]:

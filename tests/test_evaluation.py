@@ -6,7 +6,7 @@ import pytest
 
 import gorl
 from gorl._env import load_environment
-from gorl._evaluation import episode_returns
+from gorl._evaluation import play_episodes
 
 CORNERS = jnp.asarray([[0.2, 0.3], [-0.4, 0.1], [0.5, -0.6], [-0.7, -0.2]])
 
@@ -276,7 +276,7 @@ def test_playing_again_compiles_nothing(make_policy, compilations):
 
 def test_returns_keep_nothing_of_each_step(make_policy):
     policy, episodes = make_policy(2, 2), load_environment(gorl.EnvConfig("MultiGoal"))
-    program = jax.make_jaxpr(lambda key: episode_returns(episodes, policy, key, 3))(jax.random.key(0))
+    program = jax.make_jaxpr(lambda key: play_episodes(episodes, policy, key, 3).returns)(jax.random.key(0))
     (scan,) = [equation for equation in program.eqns if equation.primitive.name == "scan"]
     assert scan.params["length"] == 50
     assert len(scan.outvars) == scan.params["num_carry"]

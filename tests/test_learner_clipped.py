@@ -44,7 +44,7 @@ def forget_statistics(encoder):
 @pytest.mark.parametrize("clip", [0.05, 0.2])
 def test_the_clipped_objective_against_numpy(num_ratios, clip, asymmetric):
     rng = np.random.default_rng(0)
-    log_ratio, advantage, counts = rng.normal(0, 0.5, (64, num_ratios)), rng.normal(size=64), rng.random(64) < 0.8
+    log_ratio, advantage = rng.normal(0, 0.5, (64, num_ratios)), rng.normal(size=64)
     total = 0.0
     for i in range(64):
         for j in range(num_ratios):
@@ -53,11 +53,10 @@ def test_the_clipped_objective_against_numpy(num_ratios, clip, asymmetric):
                 surrogate = ratio * advantage[i] - abs(advantage[i]) / (2 * clip) * (ratio - 1) ** 2
             else:
                 surrogate = min(ratio * advantage[i], min(max(ratio, 1 - clip), 1 + clip) * advantage[i])
-            total += counts[i] * surrogate
+            total += surrogate
     objective = clipped_objective(
         jnp.asarray(log_ratio, jnp.float32),
         jnp.asarray(advantage, jnp.float32),
-        jnp.asarray(counts),
         clip,
         asymmetric=asymmetric,
     )
@@ -68,7 +67,7 @@ def slope(ratio, advantage, asymmetric):
     """How the objective of one step changes with its log-ratio."""
 
     def objective(log_ratio):
-        arguments = log_ratio.reshape(1, 1), jnp.array([advantage]), jnp.array([True]), 0.2
+        arguments = log_ratio.reshape(1, 1), jnp.array([advantage]), 0.2
         return clipped_objective(*arguments, asymmetric=asymmetric)
 
     return float(jax.grad(objective)(jnp.log(ratio)))
@@ -93,16 +92,6 @@ def test_a_large_ratio_of_a_bad_step_is_pulled_down_either_way():
     assert slope(0.7, 2.0, asymmetric=False) > 0
 
 
-def test_steps_that_do_not_count_add_nothing():
-    log_ratio, counts = jnp.array([[0.1], [5.0]]), jnp.array([True, False])
-
-    def objective(log_ratio, bad_advantage):
-        return clipped_objective(log_ratio, jnp.array([1.0, bad_advantage]), counts, 0.2, asymmetric=True)
-
-    np.testing.assert_allclose(objective(log_ratio, -1e6), np.exp(0.1) / 2, rtol=1e-5)
-    np.testing.assert_array_equal(jax.grad(objective)(log_ratio, -1e6)[1], [0.0])
-
-
 def test_standardised_advantages_against_numpy():
     advantage = np.random.default_rng(0).normal(3, 5, 50)
     expected = (advantage - advantage.mean()) / advantage.std()
@@ -120,7 +109,7 @@ def first_experience(memory):
     latent, extras = sample(observation, jax.random.split(jax.random.key(2), (6, 4)))
     never = jnp.zeros((6, 4), bool)
     reward = observation[..., 0]
-    return Experience(observation, latent, extras, latent, reward, never, never, observation, observation[-1])
+    return Experience(observation, latent, extras, latent, reward, never, never, observation)
 
 
 @pytest.mark.parametrize("kind", LEARNERS)

@@ -157,7 +157,6 @@ def test_updates_move_actions_to_where_the_reward_is_and_leave_the_noise_of_a_st
             terminated=jnp.ones((1, 256), bool),
             truncated=jnp.zeros((1, 256), bool),
             next_observation=observation,
-            final_observation=observation[0],
         )
         memory, metrics = dppo.update(memory, experience, update_key)
         return memory, (jnp.mean(reward), metrics)

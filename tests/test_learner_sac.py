@@ -59,7 +59,6 @@ def random_experience(key, first_id):
         terminated=ends == 1,
         truncated=ends == 2,
         next_observation=50 + jax.random.normal(keys[3], (*steps, OBSERVATION_SIZE)),
-        final_observation=observation[-1],
     )
 
 
@@ -135,7 +134,6 @@ def practise(sac, memory, num_iterations, key):
             terminated=ended,
             truncated=~ended,
             next_observation=jnp.full_like(observation, 1e6),  # after the end: must not matter
-            final_observation=observation[0],
         )
         return sac.update(memory, experience, update_key)
 

@@ -18,8 +18,8 @@ def test_the_next_observation_is_the_one_before_the_restart(counting, make_polic
     # The environment counts its steps and keeps its start state.
     np.testing.assert_array_equal(experience.next_observation, experience.observation + jnp.array([0.0, 1.0]))
     # What is acted on next is that observation, or a fresh start if the episode is over.
-    seen = jnp.concatenate([experience.observation[1:], experience.final_observation[None]])
-    np.testing.assert_array_equal(seen[~over], experience.next_observation[~over])
+    seen, over = experience.observation[1:], over[:-1]
+    np.testing.assert_array_equal(seen[~over], experience.next_observation[:-1][~over])
     assert (seen[over][:, 1] == 0).all()
 
 
@@ -83,6 +83,37 @@ def test_start_states_are_drawn_only_when_some_were_used(counting, make_policy):
         workers, _ = jax.block_until_ready(three_unrolls(workers, keys))
         jax.effects_barrier()
         counts.append(len(drawn) // (2 * 5))
-    # To begin with; after that once for the start that began with, and once after each twelve steps.
-    assert counts == [2, 3, 4]
+    # To begin with, and once after each twelve steps.
+    assert counts == [1, 2, 3]
     assert len(np.unique(drawn)) == len(drawn)
+
+
+@pytest.mark.parametrize("episode_length", [1, 3])
+def test_every_episode_has_a_start_state_of_its_own_however_short_it_is(counting, make_policy, episode_length):
+    episodes = load_environment(gorl.EnvConfig(counting(episode_length=episode_length)))
+    _, experience = rollout(episodes, make_policy(2, 1, plain=True), Workers.idle(episodes, 8), 2, 6, jax.random.key(0))
+    starts, steps = np.asarray(experience.observation[..., 0]), np.asarray(experience.observation[..., 1])
+    assert len(np.unique(starts[steps == 0])) == 8 * 12 // episode_length
+
+
+def test_workers_out_of_step_with_each_other_share_their_draws(counting, make_policy):
+    drawn = []
+
+    class Staggered(counting):
+        def reset(self, key):
+            jax.debug.callback(lambda: drawn.append(None))
+            return super().reset(key)
+
+        def step(self, state, action):  # ends after 4 to 7 steps, as its start state decides
+            state = super().step(state, action)
+            return eqx.tree_at(lambda s: s.done, state, (state.obs[1] >= 4 + 4 * state.obs[0] // 1).astype(jnp.float32))
+
+    episodes = load_environment(gorl.EnvConfig(Staggered(episode_length=100)))
+    act = eqx.filter_jit(rollout)
+    _, experience = act(episodes, make_policy(2, 1, plain=True), Workers.idle(episodes, 16), 5, 8, jax.random.key(0))
+    jax.effects_barrier()
+    ends = np.asarray(experience.terminated)
+    starts = np.asarray(experience.observation[..., 0])[1:][ends[:-1]]
+    assert len(np.unique(starts)) == len(starts)
+    # Two episodes of a worker take eight steps or more, so that draws are no closer than four.
+    assert 0 < len(drawn) / 16 <= 1 + 40 / 4

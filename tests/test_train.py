@@ -462,6 +462,101 @@ def test_a_seed_that_diverges_keeps_its_best_policy_from_before(tiny, side_by_si
     assert all(map(np.array_equal, kept, first))
 
 
+class FragileState(eqx.Module):
+    obs: jax.Array
+    reward: jax.Array
+    done: jax.Array
+    count: jax.Array
+
+
+class Fragile(eqx.Module):
+    """Gives a reward or an observation of NaN after an action that is far out, or from a certain step on."""
+
+    broken: str
+    far_out: float = 2.0
+    num_sound: int = 1000
+    observation_size: int = 2
+    action_size: int = 2
+    episode_length: int = 20
+
+    def reset(self, key):
+        return FragileState(jax.random.uniform(key, (2,)), jnp.zeros(()), jnp.zeros(()), jnp.zeros((), jnp.int32))
+
+    def step(self, state, action):
+        breaks = jnp.any(jnp.abs(action) > self.far_out) | (state.count >= self.num_sound)
+        obs, reward = 0.9 * state.obs + 0.1 * action, 1 - jnp.sum(state.obs**2)
+        obs = jnp.where(breaks & (self.broken == "obs"), jnp.nan, obs)
+        reward = jnp.where(breaks & (self.broken == "reward"), jnp.nan, reward)
+        return FragileState(obs, reward, state.done, state.count + 1)
+
+
+@pytest.mark.parametrize(
+    ("broken", "divergence"), [("reward", gorl.Divergence.REWARD), ("obs", gorl.Divergence.OBSERVATION)]
+)
+def test_what_was_not_finite_is_known_and_when(one_stage, keys, broken, divergence):
+    # The mode of a fresh policy is never far out, and its samples soon are.
+    config = gorl.replace(one_stage, {"env": gorl.EnvConfig(Fragile(broken, far_out=0.9))})
+    result = gorl.train(config, keys[0])
+    assert (result.diverged_at, result.divergence) == (1, divergence)
+    assert np.isfinite(result.curve.mean_return[0])
+
+
+@pytest.mark.parametrize(
+    ("broken", "divergence"), [("reward", gorl.Divergence.REWARD), ("obs", gorl.Divergence.OBSERVATION)]
+)
+def test_evaluations_that_are_all_nan_are_marked_and_do_not_keep_the_untrained_policy(
+    one_stage, keys, broken, divergence, assert_same
+):
+    env = gorl.EnvConfig(Fragile(broken, num_sound=8), training_length=5)  # which training never comes to
+    config = gorl.replace(one_stage, {"env": env})
+    *_, (_, last) = gorl.iterate(config, keys[0])
+    result = gorl.finish(config, last)
+    assert np.isnan(result.curve.mean_return).all()
+    assert np.isnan(result.returns).all()
+    assert (result.diverged_at, result.divergence) == (0, divergence)
+    assert_same(result.policy.encoder, last.memory.encoder)
+    assert last.memory.encoder.statistics.count > 0
+
+
+def test_a_stage_without_a_finite_evaluation_keeps_the_policy_of_the_one_before(tiny, watched, assert_same):
+    position = next(p for p, (chunk, _) in enumerate(watched) if chunk.phase == Phase.REFINE)
+    state = watched[position][1]
+    broken = eqx.tree_at(
+        lambda s: s.memory.encoder.network,
+        state,
+        jax.tree.map(lambda weights: jnp.full_like(weights, jnp.nan), state.memory.encoder.network),
+    )
+    *_, (_, last) = gorl.iterate(tiny, broken)
+    result, before = gorl.finish(tiny, last), watched[position - 1][1]
+    assert not result.policy.decoder.fitted
+    assert_same(result.policy.encoder, before.best.encoder)
+    assert_same(result.policy.decoder.decoder, before.decoder)
+    assert np.isfinite(result.returns).all()
+    assert result.divergence == gorl.Divergence.PARAMETERS
+
+
+def test_where_jax_is_to_stop_at_nan_a_run_says_so_before_it_begins(tiny, keys, compilations):
+    with jax.debug_nans(True):
+        for run in (gorl.train, gorl.iterate):
+            with pytest.raises(gorl.InputError, match="jax_debug_nans would stop"):
+                run(tiny, keys[0])
+    assert not compilations
+
+
+def test_where_jax_is_to_compute_in_64_bits_a_run_says_so_before_it_begins(tiny, keys, make_policy, compilations):
+    policy, key = make_policy(2, 2), keys[0]
+    compilations.clear()
+    with jax.enable_x64(True):
+        for use in (
+            lambda: gorl.train(tiny, key),
+            lambda: gorl.iterate(tiny, key),
+            lambda: gorl.evaluate(tiny.env, policy, key),
+        ):
+            with pytest.raises(gorl.InputError, match="gorl computes in 32 bits"):
+                use()
+    assert not compilations
+
+
 def test_a_batch_in_the_config_trains_like_the_single_values(tiny, side_by_side, watched_together, assert_same):
     assert_same(side_by_side[0][-1][1], watched_together[-1][1], rtol=1e-4, atol=1e-5)
 
@@ -648,6 +743,7 @@ def test_env_steps_do_not_overflow():
 # --- It learns. ---
 
 
+@pytest.mark.usefixtures("optimised")
 def test_it_learns_and_its_stages_hand_over(tiny, keys):
     config = gorl.replace(
         tiny,

@@ -43,10 +43,15 @@ def load_environment(config: EnvConfig) -> Episodes:
 
     **Raises:**
 
-    `gorl.InputError` for an unknown name or option (with the nearest ones), and for an environment whose observation is
-    not a vector of finite numbers.
+    `gorl.InputError` for an unknown name or option (with the nearest ones), for an environment whose observation is
+    not a vector of finite numbers, and where JAX is to compute in 64 bits.
     """
     check_options(config)
+    if jax.config.jax_enable_x64:  # pyright: ignore[reportAttributeAccessIssue]
+        raise InputError(
+            "gorl computes in 32 bits, and jax_enable_x64 is on: set it to False (or JAX_ENABLE_X64=0), for as long as "
+            "gorl computes at least."
+        )
     return _load(config, jax.default_backend())
 
 
@@ -135,8 +140,10 @@ class _ById:
     def __init__(self, env: Environment):
         self.whole = env
         self.reset = env.reset
+        # Traced once, for an episode's start, which looks at its types, and its step: tracing physics takes seconds.
+        self.step = jax.jit(self._step)
 
-    def step(self, state: Any, action: Any) -> Any:
+    def _step(self, state: Any, action: Any) -> Any:
         # Some environments write into the dicts of the state that they are given, Brax's ant among them.
         return self.whole.step(jax.tree.map(lambda leaf: leaf, state), action)
 
@@ -171,9 +178,12 @@ def _check(env: Any, name: str) -> None:
                 f"{name}.{method} must return a scalar reward and a scalar done (vmap is applied outside)."
             )
     started = reset(jax.random.key(0))
-    for method, seen in (("reset", started), ("step", step(started, action))):
+    after = step(started, action)
+    for method, seen in (("reset", started), ("step", after)):
         if not bool(jnp.all(jnp.isfinite(seen.obs))):
             raise InputError(
                 f"the observation that {name}.{method} returns holds NaN or infinity: mend the environment, or leave "
                 "out the entries that can be undefined."
             )
+    if not bool(jnp.isfinite(after.reward)):
+        raise InputError(f"the reward that {name}.step returns is {after.reward}: it must be a finite number.")

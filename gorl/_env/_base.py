@@ -66,6 +66,8 @@ class EnvConfig(eqx.Module):
     - `episode_length`: control steps until the time limit; `None` for the environment's own.
     - `training_length`: control steps after which an episode is cut short in training, so that a small budget sees many
         start states; `None` for `episode_length`. A cut is a truncation, which the learner does not take for an end.
+    - `staggered`: begin training with a random part of each worker's time limit already over, so that episodes that
+        never terminate do not all end, and teach their ends, at once.
     - `action_repeat`: how many control steps each action is held for.
     - `backend`: the physics of a Brax environment: `"spring"`, `"positional"`, `"generalized"` or `"mjx"`; `None` for
         the environment's default.
@@ -77,6 +79,7 @@ class EnvConfig(eqx.Module):
     name: str | _Instance = eqx.field(static=True, converter=_hold, default="PointMass")
     episode_length: int | None = size(None)
     training_length: int | None = size(None)
+    staggered: bool = eqx.field(static=True, default=False)
     action_repeat: int = size(1)
     backend: str | None = eqx.field(static=True, default=None)
     implementation: str | None = eqx.field(static=True, default=None)

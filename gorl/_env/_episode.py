@@ -69,7 +69,7 @@ class Episodes(eqx.Module):
     def start(self, key: RandomKey) -> Episode:
         """Starts an episode from a start state that `key` decides."""
         # A weak type here and a strong one after a step would make every scan over episodes trace twice.
-        state = jax.tree.map(_strong, self.env.reset(key))
+        state = self._widened(jax.tree.map(_strong, self.env.reset(key)))
         return Episode(state, jnp.zeros((), jnp.int32), jnp.zeros((), bool))
 
     @eqx.filter_jit
@@ -81,7 +81,7 @@ class Episodes(eqx.Module):
             after = self.env.step(state, action)
             # Where the reward of reset is an integer, that of a step need not be: take it as it is.
             reward, done = jnp.asarray(after.reward, jnp.float32), jnp.asarray(after.done, bool)
-            after = _match(state, after)
+            after = jax.tree.map(lambda old, new: jax.lax.convert_element_type(new, old.dtype), state, after)
             if self.action_repeat > 1:  # an episode may terminate while an action is held
                 after = where(terminated, state, after)
                 reward = jnp.where(terminated, 0.0, reward)
@@ -98,6 +98,17 @@ class Episodes(eqx.Module):
         elapsed = episode.elapsed + self.action_repeat
         truncated = (elapsed >= self.episode_length) & ~terminated
         return Episode(state, elapsed, terminated | truncated), Outcome(reward, terminated, truncated)
+
+    def _widened(self, state: PyTree) -> PyTree:
+        """`state` in the types that a state can have for good: of reset's and step's, the wider one of every field."""
+        action = jax.ShapeDtypeStruct((self.action_size,), jnp.float32)
+        while True:
+            after = jax.eval_shape(self.env.step, state, action)
+            wider = _wider(state, after)
+            if all(leaf.dtype == dtype for leaf, dtype in zip(jax.tree.leaves(state), wider, strict=True)):
+                return state
+            leaves = [jax.lax.convert_element_type(*pair) for pair in zip(jax.tree.leaves(state), wider, strict=True)]
+            state = jax.tree.unflatten(jax.tree.structure(state), leaves)
 
     def none(self, num_envs: int) -> Episode:
         """The shapes of `num_envs` episodes, none of which is running: a rollout begins by starting them all."""
@@ -116,20 +127,26 @@ def _strong(leaf: Any) -> Array:
     return jax.lax.convert_element_type(leaf, leaf.dtype)
 
 
-def _match(before: PyTree, after: PyTree) -> PyTree:
-    """`after` with the types of `before`, as a scan needs; environments are free to be careless about them."""
+def _wider(before: PyTree, after: PyTree) -> list[Any]:
+    """The type that holds both the number of reset and that of step, of each leaf of a state."""
     if jax.tree.structure(before) != jax.tree.structure(after):
         raise InputError(
             "this environment's reset and step return states of different structure: give both the same fields "
             "(an entry that only step sets must be set by reset as well)."
         )
 
-    def cast(old: Any, new: Any) -> Array:
+    def widest(old: Any, new: Any) -> Any:
         if jnp.shape(old) != jnp.shape(new):
             raise InputError(
                 f"this environment's reset returns an array of shape {jnp.shape(old)} where step returns one of shape "
                 f"{jnp.shape(new)}: give both the same shape."
             )
-        return jax.lax.convert_element_type(new, old.dtype)
+        if old.dtype == new.dtype:
+            return old.dtype
+        if jnp.issubdtype(old.dtype, jax.dtypes.extended) or jnp.issubdtype(new.dtype, jax.dtypes.extended):
+            raise InputError(
+                f"this environment's reset returns {old.dtype} where step returns {new.dtype}: give both the same type."
+            )
+        return jax.dtypes.canonicalize_dtype(jnp.promote_types(old.dtype, new.dtype))
 
-    return jax.tree.map(cast, before, after)
+    return jax.tree.leaves(jax.tree.map(widest, before, after))

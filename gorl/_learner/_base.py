@@ -54,7 +54,6 @@ class Experience(eqx.Module):
     terminated: Bool[Array, "time envs"]
     truncated: Bool[Array, "time envs"]
     next_observation: Float[Array, "time envs observation"]  # what each step led to, even if the episode ended there
-    final_observation: Float[Array, "envs observation"]  # where the environments stand now, restarted if they ended
 
 
 class AbstractLearner(eqx.Module, Generic[Memory]):
@@ -85,6 +84,10 @@ class AbstractLearner(eqx.Module, Generic[Memory]):
     @abc.abstractmethod
     def encoder(self, memory: Memory) -> AbstractEncoder:
         """The encoder that acts."""
+
+    def evaluated_encoder(self, memory: Memory) -> AbstractEncoder:
+        """The encoder that is evaluated, and kept if it is the best: the one that acts, if a learner has no better."""
+        return self.encoder(memory)
 
     @abc.abstractmethod
     def update(

@@ -6,7 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from .._advantage import generalised_advantage
 from .._blocks import map_rows, mean_gradient
@@ -44,7 +44,6 @@ class Batch(eqx.Module):
     extras: PyTree[Array]  # what the encoder wanted to be remembered of each step
     advantage: Float[Array, " batch"]
     target: Float[Array, " batch"]
-    counts: Bool[Array, " batch"]  # false where the time limit cut the episode: neither advantage nor value loss
 
 
 class AbstractClippedLearner(AbstractLearner[ActorCritic]):
@@ -57,8 +56,7 @@ class AbstractClippedLearner(AbstractLearner[ActorCritic]):
     **Arguments:**
 
     - `num_envs`: environments side by side.
-    - `unroll_length`: steps after which start states that were used are replaced by fresh ones.
-    - `num_unrolls`: unrolls in one iteration.
+    - `unroll_length`, `num_unrolls`: steps in a row of each environment, and how many times as many in one iteration.
     - `num_minibatches`, `num_epochs`: how the steps of one iteration are learned from.
     - `policy_width`, `policy_depth`, `value_width`, `value_depth`: hidden layers.
     - `keep_value`: keep the value network, and the statistics that its inputs are normalised with, from stage to stage.
@@ -190,21 +188,22 @@ class AbstractClippedLearner(AbstractLearner[ActorCritic]):
 
     def _batch(self, memory: ActorCritic, experience: Experience) -> Batch:
         """Everything that the gradient steps of one iteration need, computed once, in one flat list of steps."""
-        normalise = memory.encoder.statistics.normalise
-        # One flat batch: with two axes every product of matrices would have transposes around it.
-        observations = normalise(experience.observation).reshape(-1, experience.observation.shape[-1])
-        values = map_rows(memory.value, observations, self.value_width).reshape(experience.reward.shape)
-        final_value = jax.vmap(memory.value)(normalise(experience.final_observation))[..., 0]
+
+        def values(observation: Float[Array, "time envs observation"]) -> Float[Array, "time envs"]:
+            # One flat batch: with two axes every product of matrices would have transposes around it.
+            rows = memory.encoder.statistics.normalise(observation).reshape(-1, observation.shape[-1])
+            return map_rows(memory.value, rows, self.value_width).reshape(observation.shape[:-1])
+
         advantage, target = generalised_advantage(
             self.reward_scale * experience.reward,
-            values,
-            final_value,
+            values(experience.observation),
+            values(experience.next_observation),
             experience.terminated,
             experience.truncated,
             self.discount,
             self.gae_lambda,
         )
-        steps = (experience.observation, experience.latent, experience.extras, advantage, target, ~experience.truncated)
+        steps = (experience.observation, experience.latent, experience.extras, advantage, target)
         return Batch(*jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), steps))
 
     def _gradient_step(
@@ -229,9 +228,9 @@ class AbstractClippedLearner(AbstractLearner[ActorCritic]):
         step = (batch.observation, batch.latent, batch.extras)
         assessment = jax.vmap(self.assess, in_axes=(None, 0, 0, 0))(encoder, *step)
         log_ratio = assessment.log_ratio
-        objective = clipped_objective(log_ratio, batch.advantage, batch.counts, self.clip, asymmetric=self.asymmetric)
+        objective = clipped_objective(log_ratio, batch.advantage, self.clip, asymmetric=self.asymmetric)
         values = jax.vmap(value)(encoder.statistics.normalise(batch.observation))[:, 0]
-        value_loss = jnp.mean(batch.counts * (values - batch.target) ** 2)
+        value_loss = jnp.mean((values - batch.target) ** 2)
         return -objective + self.value_cost * value_loss + jnp.mean(assessment.cost), {
             "policy_loss": -objective,
             "value_loss": value_loss,
@@ -244,7 +243,6 @@ class AbstractClippedLearner(AbstractLearner[ActorCritic]):
 def clipped_objective(
     log_ratio: Float[Array, "batch ratios"],
     advantage: Float[Array, " batch"],
-    counts: Bool[Array, " batch"],
     clip: Real,
     *,
     asymmetric: bool = False,
@@ -256,7 +254,6 @@ def clipped_objective(
     - `log_ratio`: the logarithms of new over old likelihood. PPO has one for each action; methods that see an action in
         several ways (by Monte-Carlo sample, by denoising step) have several, each clipped on its own.
     - `advantage`: what each action was worth.
-    - `counts`: whether the step counts; the others add nothing.
     - `clip`: how far from 1 a ratio is rewarded for moving, ε.
     - `asymmetric`: where the advantage A is negative, `ratio A - |A|/(2ε) (ratio - 1)²` instead: a pull back to the
         trust region rather than a gradient of zero outside it.
@@ -267,7 +264,7 @@ def clipped_objective(
         *Flow Policy Gradients for Robot Control*, arXiv 2602.02481.
     """
     ratio = jnp.exp(log_ratio)
-    gain = jnp.where(counts, advantage, 0.0)[:, None]
+    gain = advantage[:, None]
     objective = jnp.minimum(ratio * gain, jnp.clip(ratio, 1 - clip, 1 + clip) * gain)
     if asymmetric:
         pulled = ratio * gain - jnp.abs(gain) / (2 * clip) * (ratio - 1) ** 2
