@@ -54,6 +54,7 @@ from ._learner import (
     DPPO as DPPO,
     FPO as FPO,
     PPO as PPO,
+    REPPO as REPPO,
     SAC as SAC,
     AbstractClippedLearner as AbstractClippedLearner,
     AbstractEncoder as AbstractEncoder,

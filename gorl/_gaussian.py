@@ -34,6 +34,25 @@ def log_density(
     return jnp.sum(jax.scipy.stats.norm.logpdf(value, mean, std), axis=-1)
 
 
+def divergence(
+    mean: Float[Array, "*batch size"],
+    std: Float[Array, "*batch size"],
+    other_mean: Float[Array, "*batch size"],
+    other_std: Float[Array, "*batch size"],
+) -> Float[Array, "*batch"]:
+    """The Kullback-Leibler divergence of a diagonal Gaussian from another one, `KL(this ‖ other)`, in nats."""
+    variances = (std / other_std) ** 2
+    distances = ((mean - other_mean) / other_std) ** 2
+    return 0.5 * jnp.sum(variances + distances - 1 - jnp.log(variances), axis=-1)
+
+
+def log_prior(latent: Float[Array, "*batch size"], *, on_actions: bool) -> Float[Array, "*batch"]:
+    """The log-density of N(0, I); or, `on_actions`, of an action before `tanh` that is uniform after it."""
+    if on_actions:
+        return log_tanh_slope(latent) - latent.shape[-1] * jnp.log(2.0)
+    return log_density(latent, 0.0, 1.0)
+
+
 def entropy(std: Float[Array, "*batch size"]) -> Float[Array, "*batch"]:
     """The differential entropy of a diagonal Gaussian, in nats."""
     return jnp.sum(0.5 + 0.5 * jnp.log(2 * jnp.pi) + jnp.log(std), axis=-1)

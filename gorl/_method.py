@@ -7,7 +7,7 @@ from typing import Any
 from ._decoder import AbstractDecoderConfig, Diffusion, FlowMatching, Identity
 from ._errors import InputError, unknown_name
 from ._imported import imported
-from ._learner import DPPO, FPO, PPO, SAC, AbstractClippedLearner, AbstractLearner
+from ._learner import DPPO, FPO, PPO, REPPO, SAC, AbstractClippedLearner, AbstractLearner
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,6 +102,18 @@ _SAC_LATENTS_LAPTOP = {
 _PPO_LAPTOP = {"learner.entropy_cost": 5e-3, "learner.latent_cost": 0.0}
 _FLOW_POLICY_LAPTOP = {"learner.learning_rate": 1e-3}
 
+_REPPO_LAPTOP = {
+    "learner.num_envs": 256,
+    "learner.unroll_length": 32,
+    "learner.num_minibatches": 16,
+    "learner.num_epochs": 4,
+    "learner.policy_width": 128,
+    "learner.value_width": 128,
+    "learner.num_bins": 101,
+    "learner.learning_rate": 5e-4,
+    "learner.dual_learning_rate": 5e-4,
+}
+
 register(Method("gorl-flow", "PPO on the latents of a flow-matching decoder", PPO(), FlowMatching()))
 register(Method("gorl-diffusion", "PPO on the latents of a diffusion decoder", PPO(), Diffusion()))
 register(
@@ -112,6 +124,11 @@ register(
         Diffusion(),
         _SAC_STAGES,
         {**_SAC_LAPTOP, **_SAC_LATENTS_LAPTOP},
+    )
+)
+register(
+    Method(
+        "gorl-reppo", "REPPO on the latents of a flow-matching decoder", REPPO(), FlowMatching(), laptop=_REPPO_LAPTOP
     )
 )
 register(Method("ppo", "PPO of a Gaussian policy", PPO(on_actions=True), laptop=_PPO_LAPTOP))
@@ -140,5 +157,13 @@ register(
         Identity(),
         _SAC_STAGES,
         _SAC_LAPTOP,
+    )
+)
+register(
+    Method(
+        "reppo",
+        "REPPO of a Gaussian policy",
+        REPPO(on_actions=True, target_divergence=1.19),
+        laptop=_REPPO_LAPTOP,
     )
 )

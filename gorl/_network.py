@@ -26,6 +26,24 @@ class _Linear(eqx.nn.Linear):
         return x @ self.weight.T + self.bias
 
 
+class _NormalisedLinear(eqx.Module):
+    """A linear layer and a layer norm after it, which makes a bias of its own superfluous.
+
+    ??? cite "Reference"
+
+        Ba et al. (2016), *Layer Normalization*, equation (4).
+    """
+
+    weight: Float[Array, "outputs inputs"]
+    bias: Float[Array, " outputs"]
+    scale: Float[Array, " outputs"]
+
+    def __call__(self, x: Float[Array, " inputs"], *, key: RandomKey | None = None) -> Float[Array, " outputs"]:
+        outputs = x @ self.weight.T
+        centred = outputs - jnp.mean(outputs)
+        return self.scale * centred * jax.lax.rsqrt(jnp.mean(centred**2) + 1e-6) + self.bias
+
+
 def perceptron(
     input_size: int,
     output_size: int,
@@ -34,6 +52,8 @@ def perceptron(
     *,
     key: RandomKey,
     output_scale: float = 1.0,
+    normalised: bool = False,
+    is_hidden: bool = False,
 ) -> eqx.nn.MLP:
     """A multilayer perceptron with SiLU activations, LeCun-uniform weights and zero biases.
 
@@ -44,9 +64,12 @@ def perceptron(
     - `depth`: the number of hidden layers.
     - `key`: decides the initial weights.
     - `output_scale`: multiplies the initial weights of the last layer; with 0 the network starts at zero.
+    - `normalised`: whether a layer norm follows each hidden layer.
+    - `is_hidden`: whether the last layer is a hidden one as well, with whatever follows those.
     """
+    final_activation = _SiLU() if is_hidden else eqx.nn.Identity()
     network = eqx.nn.MLP(
-        input_size, output_size, width, depth, activation=_SiLU(), final_activation=eqx.nn.Identity(), key=key
+        input_size, output_size, width, depth, activation=_SiLU(), final_activation=final_activation, key=key
     )
     lecun_uniform = jax.nn.initializers.lecun_uniform(in_axis=1, out_axis=0)
     keys = jax.random.split(key, len(network.layers))
@@ -55,7 +78,11 @@ def perceptron(
         scale * lecun_uniform(layer_key, layer.weight.shape)
         for layer_key, layer, scale in zip(keys, network.layers, scales, strict=True)
     ]
-    layers = [_linear(weight) for weight in weights]
+    num_normalised = (depth + is_hidden) * normalised
+    layers = [
+        _normalised_linear(weight) if index < num_normalised else _linear(weight)
+        for index, weight in enumerate(weights)
+    ]
     return eqx.tree_at(lambda mlp: mlp.layers, network, tuple(layers))
 
 
@@ -64,6 +91,11 @@ def _linear(weight: Float[Array, "outputs inputs"]) -> _Linear:
     outputs, inputs = weight.shape
     layer = eqx.filter_eval_shape(_Linear, inputs, outputs, key=jax.random.key(0))
     return eqx.tree_at(lambda layer: (layer.weight, layer.bias), layer, (weight, jnp.zeros(outputs)))
+
+
+def _normalised_linear(weight: Float[Array, "outputs inputs"]) -> _NormalisedLinear:
+    outputs, _ = weight.shape
+    return _NormalisedLinear(weight, jnp.zeros(outputs), jnp.ones(outputs))
 
 
 def embed_time(time: Float[Array, ""], num_frequencies: int) -> Float[Array, " embedding"]:

@@ -6,7 +6,7 @@ from ._config import Config
 from ._env import EnvConfig
 from ._errors import unknown_name
 from ._hyperparameters import replace
-from ._learner import PPO
+from ._learner import PPO, SAC
 from ._method import Method, find_method
 
 # What the public GoRL code (and MuJoCo Playground's own PPO settings) change for single tasks at the paper's scale, for
@@ -28,6 +28,7 @@ _LAPTOP: dict[str, Any] = {
     "refinement.learning_rate": 2e-3,
     "stage_steps": (2_000_000, 2_000_000),
     "evaluation_interval": 250_000,
+    "evaluation_episodes": 64,
 }
 
 _LAPTOP_CLIPPED: dict[str, Any] = {
@@ -79,7 +80,6 @@ _LAPTOP_TASKS: dict[str, dict[str, Any]] = {
         "refinement.num_epochs": 60,
         "stage_steps": (3_000_000, 2_100_000),
         "evaluation_interval": 500_000,
-        "evaluation_episodes": 64,
     },
 }
 
@@ -133,7 +133,7 @@ def _laptop(env: str, method: Method) -> dict[str, Any]:
     if method.is_staged:
         changes |= _LAPTOP_DECODER
     changes |= _LAPTOP_TASKS.get(env, {})
-    if not method.is_clipped:  # it learns from every step many times, and gets by with fewer of them
+    if isinstance(method.learner, SAC):  # it learns from every step many times, and gets by with fewer of them
         changes["stage_steps"] = tuple(steps // 2 for steps in changes["stage_steps"])
         changes["evaluation_interval"] //= 2
     return {**changes, **method.laptop}

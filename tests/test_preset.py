@@ -93,6 +93,43 @@ SAC = {
     "encoder_starts": 0,
     "memory_limit": 8192,
 }
+# The paper of REPPO has these for its large setting.
+REPPO = {
+    "type": "REPPO",
+    "num_envs": 1024,
+    "unroll_length": 128,
+    "num_unrolls": 1,
+    "num_minibatches": 64,
+    "num_epochs": 8,
+    "policy_width": 512,
+    "policy_depth": 3,
+    "value_width": 512,
+    "value_depth": 3,
+    "policy_norm": True,
+    "value_norm": True,
+    "num_bins": 151,
+    "kl_mode": "clipped",
+    "learning_rate": 3e-4,
+    "dual_learning_rate": 3e-4,
+    "max_gradient_norm": 0.5,
+    "discount": 0.99,
+    "trace_decay": 0.95,
+    "reward_scale": 1.0,
+    "initial_temperature": 0.01,
+    "initial_multiplier": 0.01,
+    "kl_bound": 0.1,
+    # Ours.
+    "predicts_outlook": False,
+    "outlook_cost": 0.0,
+    "keep_critic": False,
+    "keep_encoder": False,
+    "keep_features": False,
+    "learn_temperature": True,
+    "annealing": 0.0,
+    "lowest_value": None,
+    "highest_value": None,
+    "averaging": 0.95,
+}
 NETWORK_OF_DECODER = {"width": 32, "depth": 4, "num_frequencies": 4}
 EULER_STEPS = {"solver": "Euler", "num_steps": 10, "rtol": None, "atol": None}
 FLOW_MATCHING = {"type": "FlowMatching", **NETWORK_OF_DECODER, **EULER_STEPS}
@@ -122,12 +159,19 @@ METHODS = {
         "decoder": DIFFUSION,
         **SAC_STAGES,
     },
+    "gorl-reppo": {
+        "learner": {**REPPO, "on_actions": False, "target_divergence": 1.0},
+        "decoder": FLOW_MATCHING,
+        **STAGES,
+    },
     "ppo": {"learner": {**PPO, "on_actions": True}, "decoder": IDENTITY, **ONE_STAGE},
     "fpo": {"learner": {**FLOW_POLICY, "asymmetric": False}, "decoder": IDENTITY, **ONE_STAGE},
     "fpo++": {"learner": {**FLOW_POLICY, "asymmetric": True}, "decoder": IDENTITY, **ONE_STAGE},
     "dppo": {"learner": DIFFUSION_POLICY, "decoder": IDENTITY, **ONE_STAGE},
     # The usual target entropy, -1 per dimension, is a divergence of 1 + log 2 from the uniform distribution.
     "sac": {"learner": {**SAC, "on_actions": True, "target_divergence": 1.69}, "decoder": IDENTITY, **SAC_ONE_STAGE},
+    # An entropy of -0.5 per dimension is a divergence of 0.5 + log 2 from the uniform distribution.
+    "reppo": {"learner": {**REPPO, "on_actions": True, "target_divergence": 1.19}, "decoder": IDENTITY, **ONE_STAGE},
 }
 # The tasks of the paper's figures and tables, and what each changes for PPO and its relatives.
 TASKS = {
@@ -152,12 +196,13 @@ def written(config):
 @pytest.mark.parametrize("task", [*TASKS, "brax/hopper", "brax/walker2d", "brax/halfcheetah"])
 def test_the_paper_scale_is_the_papers(task, method):
     expected = METHODS[method]
-    changes = TASKS.get(task, {}) if expected["learner"]["type"] != "SAC" else {}
+    changes = TASKS.get(task, {}) if expected["learner"]["type"] not in ("SAC", "REPPO") else {}
     assert written(gorl.preset(task, "paper", method)) == {
         "env": {
             "name": task,
             "episode_length": None,
             "training_length": None,
+            "staggered": False,
             "action_repeat": 1,
             "backend": None,
             "implementation": None,
@@ -200,7 +245,7 @@ def test_the_preset_without_a_method_is_that_of_gorl_with_flow_matching():
         assert gorl.preset("CheetahRun", scale) == gorl.preset("CheetahRun", scale, "gorl-flow")
 
 
-@pytest.mark.parametrize("method", ["ppo", "fpo", "fpo++", "dppo", "sac"])
+@pytest.mark.parametrize("method", ["ppo", "fpo", "fpo++", "dppo", "sac", "reppo"])
 def test_methods_without_a_decoder_get_all_the_steps_in_one_stage(method):
     staged = "gorl-sac" if method == "sac" else "gorl-flow"
     assert gorl.preset("CheetahRun", "paper", method).stage_steps == (

@@ -10,4 +10,5 @@ from ._dppo import DPPO as DPPO, Chain as Chain, ChainEncoder as ChainEncoder
 from ._encoder import GaussianEncoder as GaussianEncoder
 from ._fpo import FPO as FPO, FlowDraws as FlowDraws, FlowEncoder as FlowEncoder
 from ._ppo import PPO as PPO
+from ._reppo import REPPO as REPPO
 from ._sac import SAC as SAC

@@ -25,7 +25,9 @@ class GaussianEncoder(AbstractEncoder):
     statistics: RunningStatistics
 
     @staticmethod
-    def init(observation_size: int, latent_size: int, width: int, depth: int, key: RandomKey) -> "GaussianEncoder":
+    def init(
+        observation_size: int, latent_size: int, width: int, depth: int, key: RandomKey, *, normalised: bool = False
+    ) -> "GaussianEncoder":
         """An encoder that starts at N(0, I) whatever the observation.
 
         **Arguments:**
@@ -33,8 +35,9 @@ class GaussianEncoder(AbstractEncoder):
         - `observation_size`, `latent_size`: the lengths of what goes in and comes out.
         - `width`, `depth`: hidden layers.
         - `key`: decides the initial weights.
+        - `normalised`: whether a layer norm follows each hidden layer.
         """
-        network = perceptron(observation_size, 2 * latent_size, width, depth, key=key)
+        network = perceptron(observation_size, 2 * latent_size, width, depth, key=key, normalised=normalised)
         return GaussianEncoder(network=network, statistics=RunningStatistics.empty(observation_size)).at_prior()
 
     def at_prior(self) -> "GaussianEncoder":

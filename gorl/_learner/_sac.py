@@ -11,7 +11,7 @@ from flashbax.buffers.trajectory_buffer import TrajectoryBuffer
 from jaxtyping import Array, Bool, Float, PyTree
 
 from .._errors import InputError
-from .._gaussian import log_density, log_tanh_slope
+from .._gaussian import log_density, log_prior
 from .._hyperparameters import count, real, size
 from .._network import perceptron
 from .._trainable import split_trainable
@@ -59,8 +59,7 @@ class SAC(AbstractLearner[SACMemory]):
     **Arguments:**
 
     - `num_envs`: environments side by side.
-    - `unroll_length`: steps after which start states that were used are replaced by fresh ones.
-    - `num_unrolls`: unrolls in one iteration.
+    - `unroll_length`, `num_unrolls`: steps in a row of each environment, and how many times as many in one iteration.
     - `updates_per_step`: gradient steps per step of all environments side by side.
     - `batch_size`: transitions in one gradient step.
     - `buffer_size`: transitions that the replay buffer holds.
@@ -261,11 +260,7 @@ class SAC(AbstractLearner[SACMemory]):
         """Latents, and their log-density over that of the prior: on average, the divergence from it."""
         mean, std = jax.vmap(encoder.distribution)(observation)
         latent = mean + std * jax.random.normal(key, mean.shape)
-        if self.on_actions:
-            prior = log_tanh_slope(latent) - latent.shape[-1] * jnp.log(2.0)
-        else:
-            prior = log_density(latent, 0.0, 1.0)
-        return latent, log_density(latent, mean, std) - prior
+        return latent, log_density(latent, mean, std) - log_prior(latent, on_actions=self.on_actions)
 
     def _values(
         self,
