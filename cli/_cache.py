@@ -35,7 +35,22 @@ def keep_programs(directory: pathlib.Path | None) -> None:
                 f"--cache {directory} cannot be made a directory: {error.strerror}. Give another, or off."
             ) from error
         os.environ["JAX_COMPILATION_CACHE_DIR"] = str(directory.absolute())
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", platformdirs.user_cache_dir("gorl", appauthor=False))
-    os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(_MAX_BYTES))
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        _keep_in_own(platformdirs.user_cache_path("gorl", appauthor=False))
     # Most of a run is in one program, but the dozens beside it come to seconds.
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+
+
+def _keep_in_own(directory: pathlib.Path) -> None:
+    """Keeps programs in a directory of gorl's own, which alone it limits: what is in another may not be its to remove.
+
+    Nor could it. Where there is a limit JAX wants a file beside each program that says when it was last used, and
+    stores nothing any more where one is missing, as beside whatever it has stored without a limit.
+    """
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(directory)
+    if os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(_MAX_BYTES)) == "-1":  # the user wants no limit
+        return
+    for program in directory.glob("*-cache"):
+        # A process that was killed has not come to the other file, or it was stored without a limit.
+        if not program.with_name(f"{program.name.removesuffix('-cache')}-atime").exists():
+            program.unlink(missing_ok=True)

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from gorl_cli._cache import keep_programs
+
 TRAIN = (
     "train", "MultiGoal", "--seeds", "1", "--stages", "1", "--steps", "80", "--set=learner.num_envs=4",
     "--set=learner.unroll_length=5", "--set=learner.num_minibatches=1", "--set=env.episode_length=5",
@@ -53,8 +55,13 @@ def test_the_cache_can_be_moved_and_turned_off(gorl_in, finished_run, tmp_path):
     assert not (tmp_path / "user" / "gorl").exists()  # matplotlib keeps something there as well
     assert gorl_in("--cache", tmp_path / "mine", *evaluate).returncode == 0
     assert programs(tmp_path / "mine")
-    assert gorl_in(*evaluate, JAX_COMPILATION_CACHE_DIR=str(tmp_path / "jax")).returncode == 0
-    assert programs(tmp_path / "jax")
+    (tmp_path / "jax").mkdir()
+    (tmp_path / "jax" / "other-cache").write_text("a program of somebody else's, kept without a limit")
+    done = gorl_in(*evaluate, JAX_COMPILATION_CACHE_DIR=str(tmp_path / "jax"))
+    assert done.returncode == 0
+    assert "cache" not in done.stderr
+    assert len(programs(tmp_path / "jax") - {"other-cache"}) > 0
+    assert (tmp_path / "jax" / "other-cache").exists()
     assert not (tmp_path / "user" / "gorl").exists()
 
 
@@ -65,3 +72,52 @@ def test_a_cache_that_cannot_be_is_refused(gorl_in, tmp_path):
     assert done.stderr.startswith("gorl: --cache ")
     assert "Give another, or off." in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+LIMIT = "JAX_COMPILATION_CACHE_MAX_SIZE"
+
+
+@pytest.fixture
+def environment(monkeypatch, tmp_path):
+    """The environment variables of a process of which nothing is known but where its cache is."""
+    variables = {"XDG_CACHE_HOME": str(tmp_path)}
+    monkeypatch.setattr(os, "environ", variables)
+    return variables
+
+
+def test_the_limit_is_that_of_a_directory_of_gorls_own(environment, tmp_path):
+    keep_programs(None)
+    assert environment["JAX_COMPILATION_CACHE_DIR"] == str(tmp_path / "gorl")
+    assert environment[LIMIT] == str(2 * 1024**3)
+
+
+@pytest.mark.parametrize("limit", ["-1", "1000"])
+def test_a_limit_of_the_users_stays(environment, limit):
+    environment[LIMIT] = limit
+    keep_programs(None)
+    assert environment[LIMIT] == limit
+
+
+def test_a_directory_of_the_users_has_no_limit_but_theirs(environment, tmp_path):
+    keep_programs(tmp_path / "mine")
+    assert LIMIT not in environment
+    environment["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path / "theirs")
+    keep_programs(None)
+    assert LIMIT not in environment
+    assert environment["JAX_COMPILATION_CACHE_DIR"] == str(tmp_path / "theirs")
+    environment[LIMIT] = "1000"
+    keep_programs(tmp_path / "mine")
+    assert environment[LIMIT] == "1000"
+
+
+def test_programs_that_would_keep_others_from_being_stored_are_removed(environment, tmp_path):
+    own = tmp_path / "gorl"
+    own.mkdir()
+    for name in ("whole-cache", "whole-atime", "half-cache"):
+        (own / name).touch()
+    environment[LIMIT] = "-1"
+    keep_programs(None)
+    assert programs(own) == {"whole-cache", "half-cache"}, "without a limit nothing is in the way"
+    del environment[LIMIT], environment["JAX_COMPILATION_CACHE_DIR"]
+    keep_programs(None)
+    assert programs(own) == {"whole-cache"}
