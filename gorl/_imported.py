@@ -1,9 +1,13 @@
 """Things of the user's own, given by name."""
 
 import importlib
+import os
+import pathlib
+import traceback
+from collections.abc import Collection
 from typing import Any
 
-from ._errors import InputError
+from ._errors import InputError, unknown_name
 
 
 def imported(what: str, name: str) -> Any:
@@ -19,7 +23,53 @@ def imported(what: str, name: str) -> Any:
     `gorl.InputError` if it cannot be imported.
     """
     module, _, attribute = name.partition(":")
+    if module.endswith(".py") or "/" in module:
+        raise _named_by_file(what, name)
     try:
         return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError, TypeError) as error:  # a relative name is a TypeError
-        raise InputError(f"the {what} {name!r} cannot be imported: {error}.") from error
+    except (Exception, SystemExit) as error:  # a module can raise anything, and a script may end itself
+        raise InputError(f"the {what} {name!r} cannot be imported: {described(error)}.") from error
+
+
+def not_found(what: str, name: str, names: Collection[str]) -> InputError:
+    """An `InputError` for a name that is neither one of `names` nor one of the form that [`imported`][] takes."""
+    if name.endswith(".py"):
+        return _named_by_file(what, name)
+    module, _, attribute = name.rpartition(".")
+    if module and attribute:
+        return InputError(f"no {what} is called {name!r}: if it is your own, write {module}:{attribute}.")
+    return unknown_name(what, name, names)
+
+
+def described(error: BaseException) -> str:
+    """What an error says that was caught where it is called, in one line, and where in the user's own code it arose."""
+    said = " ".join(str(error).split()).rstrip(".")
+    kind = type(error).__name__
+    called = traceback.extract_tb(error.__traceback__)[1:]  # the first one is where it was caught
+    frames = [frame for frame in called if not _is_of_import(frame.filename)]
+    if not frames:  # it says by itself where it is, as an error of syntax does
+        return said or kind
+    # The innermost place in the code that was called, rather than in a library which that code calls.
+    home = pathlib.Path(frames[0].filename).parent
+    place = [frame for frame in frames if _belongs(pathlib.Path(frame.filename), home)][-1]
+    file = os.path.relpath(place.filename)
+    return f"{place.filename if file.startswith('..') else file}, line {place.lineno}: {kind}{': ' * bool(said)}{said}"
+
+
+def _named_by_file(what: str, name: str) -> InputError:
+    path, _, attribute = name.partition(":")
+    file = pathlib.Path(path).with_suffix("")
+    is_below = not file.is_absolute() and ".." not in file.parts
+    module = ".".join(file.parts) if is_below else file.name
+    right = f"{module}:{attribute or 'NAME'}"
+    where = "" if is_below else f" where {file.parent} is the current directory or in PYTHONPATH"
+    return InputError(f"the {what} {name!r} is given by a file, and has to be by a module: write {right}{where}.")
+
+
+def _is_of_import(file: str) -> bool:
+    return file.startswith("<frozen importlib") or file == importlib.__file__
+
+
+def _belongs(file: pathlib.Path, home: pathlib.Path) -> bool:
+    """Whether a file is in a directory, and not among the packages of an environment that lies in it."""
+    return file.is_relative_to(home) and "site-packages" not in file.relative_to(home).parts

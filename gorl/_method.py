@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ._decoder import AbstractDecoderConfig, Diffusion, FlowMatching, Identity
-from ._errors import InputError, unknown_name
-from ._imported import imported
+from ._errors import InputError
+from ._imported import imported, not_found
 from ._learner import DPPO, FPO, PPO, REPPO, SAC, AbstractClippedLearner, AbstractLearner
 
 
@@ -72,7 +72,7 @@ def find_method(name: str) -> Method:
     if name in _METHODS:
         return _METHODS[name]
     if ":" not in name:
-        raise unknown_name("method", name, _METHODS)
+        raise not_found("method", name, _METHODS)
     found = imported("method", name)
     if not isinstance(found, Method):
         raise InputError(f"{name!r} is no gorl.Method: give the name of one.")

@@ -51,7 +51,10 @@ class Refinement(eqx.Module):
         `gorl.InputError`
         """
         if self.stride > num_steps:
-            raise InputError(f"refinement.stride = {self.stride} is more than the {num_steps} steps of an episode.")
+            raise InputError(
+                f"refinement.stride = {self.stride} is more than the {num_steps} steps of an episode: set it to 1, "
+                "which keeps every step."
+            )
         if self.num_heldout >= self.num_episodes:
             raise InputError(
                 f"refinement.num_heldout = {self.num_heldout} leaves none of the {self.num_episodes} episodes to fit: "
@@ -61,7 +64,7 @@ class Refinement(eqx.Module):
         if self.batch_size > num_pairs:
             raise InputError(
                 f"refinement.batch_size = {self.batch_size} is more than the {num_pairs} pairs there are to fit: "
-                "choose a smaller batch, more episodes or a smaller stride."
+                f"choose a batch of at most {num_pairs}, more episodes or a smaller stride."
             )
 
 

@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 import sys
 import warnings
@@ -588,6 +589,60 @@ def test_a_name_that_cannot_be_imported(name):
         load_environment(gorl.EnvConfig(name))
 
 
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        (["x = {}.missing"], "line 2: AttributeError: 'dict' object has no attribute 'missing'"),
+        (["def f():", "    raise KeyError", "f()"], "line 3: KeyError"),
+        (["import jax", "jax.numpy.zeros(3).reshape(2)"], "line 3: TypeError: "),
+        (["import no_such_module_anywhere"], "line 2: ModuleNotFoundError: No module named 'no_such_module_anywhere'"),
+        (["raise SystemExit('usage')"], "line 2: SystemExit: usage"),
+        (["def f(:"], "invalid syntax"),
+        (["from gorl_test_helper import x"], "gorl_test_helper.py, line 1: ZeroDivisionError: division by zero"),
+    ],
+)
+def test_a_module_that_raises_is_named_with_the_line(tmp_path, monkeypatch, lines, said):
+    name = f"gorl_test_broken_{next(_module_numbers)}"
+    (tmp_path / f"{name}.py").write_text("\n".join(["import math", *lines]))
+    (tmp_path / "gorl_test_helper.py").write_text("x = 1 / 0")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(gorl.InputError) as refused:
+        load_environment(gorl.EnvConfig(f"{name}:Env"))
+    assert str(refused.value).startswith(f"the environment '{name}:Env' cannot be imported: ")
+    assert said in str(refused.value)
+    assert ".py" in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_class_that_cannot_be_made_without_arguments_is_named_with_the_line(tmp_path, monkeypatch):
+    name = f"gorl_test_broken_{next(_module_numbers)}"
+    (tmp_path / f"{name}.py").write_text("def takes(size): ...\ndef raises():\n    assert False, 'no size'\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(gorl.InputError, match=r"call without arguments: takes\(\) missing 1 required .*: 'size'\.$"):
+        load_environment(gorl.EnvConfig(f"{name}:takes"))
+    with pytest.raises(gorl.InputError, match=r"broken_\d+\.py, line 3: AssertionError: no size\.$"):
+        load_environment(gorl.EnvConfig(f"{name}:raises"))
+
+
+@pytest.mark.parametrize(
+    ("name", "right"),
+    [
+        ("./envs.py:Walk", "write envs:Walk."),
+        ("envs.py", "write envs:NAME."),
+        ("lab/envs.py:Walk", "write lab.envs:Walk."),
+        ("./envs:Walk", "write envs:Walk."),
+        ("/lab/envs.py:Walk", "write envs:Walk where /lab is the current directory or in PYTHONPATH."),
+        ("../envs.py:Walk", "write envs:Walk where .. is the current directory or in PYTHONPATH."),
+        ("lab.envs.Walk", "write lab.envs:Walk."),
+    ],
+)
+def test_a_file_or_a_dot_where_a_module_and_a_colon_belong(name, right):
+    for load in (lambda: load_environment(gorl.EnvConfig(name)), lambda: gorl.preset("MultiGoal", method=name)):
+        with pytest.raises(gorl.InputError) as refused:
+            load()
+        assert str(refused.value).endswith(right)
+
+
 def test_a_name_of_something_that_is_no_environment(module):
     with pytest.raises(gorl.InputError, match="is no environment: it lacks reset, step"):
         load_environment(gorl.EnvConfig(f"{module}:nothing"))
@@ -657,6 +712,38 @@ def test_a_reward_or_done_that_is_no_scalar(counting, method, part):
 def test_a_state_that_lacks_a_part(counting):
     broken = modified(counting(), reset=staticmethod(lambda key: {"obs": jnp.zeros(2)}))()
     with pytest.raises(gorl.InputError, match="lacks 'obs'"):
+        load_environment(gorl.EnvConfig(broken))
+
+
+@dataclasses.dataclass
+class PlainState:
+    """A state that is no pytree."""
+
+    obs: jax.Array
+    reward: jax.Array
+    done: jax.Array
+
+
+@pytest.mark.parametrize("method", ["reset", "step"])
+def test_a_state_that_is_no_pytree(counting, method):
+    env = counting()
+
+    def plain(*arguments):
+        state = getattr(env, method)(*arguments)
+        return PlainState(state.obs, state.reward, state.done)
+
+    broken = modified(env, **{method: staticmethod(plain)})()
+    sentence = rf"the state that Modified\.{method} returns is a PlainState, .*: make PlainState an equinox\.Module, or"
+    with pytest.raises(gorl.InputError, match=sentence):
+        load_environment(gorl.EnvConfig(broken))
+
+
+def test_a_state_with_something_in_it_that_is_no_array(counting):
+    env = counting()
+    broken = modified(env, reset=staticmethod(lambda key: WithExtra(env.reset(key), "a name")))()
+    with pytest.raises(
+        gorl.InputError, match=r"\.extra of the state that .*reset returns is a str, .*: leave it out\."
+    ):
         load_environment(gorl.EnvConfig(broken))
 
 

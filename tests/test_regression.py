@@ -279,10 +279,10 @@ def test_each_epoch_of_fitting_meets_fresh_noise():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"stride": 17}, "stride = 17 is more than the 16 steps"),
+        ({"stride": 17}, "stride = 17 is more than the 16 steps of an episode: set it to 1"),
         ({"num_heldout": 6}, "num_heldout = 6 leaves none of the 6 episodes"),
         ({"batch_size": 65}, "batch_size = 65 is more than the 64 pairs"),
-        ({"stride": 3, "batch_size": 21}, "batch_size = 21 is more than the 20 pairs"),
+        ({"stride": 3, "batch_size": 21}, "batch_size = 21 is more than the 20 pairs .*at most 20"),
     ],
 )
 def test_sizes_that_do_not_go_together_are_refused(changes, message):

@@ -3,11 +3,12 @@
 import functools
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 
 from .._errors import InputError, unknown_name
-from .._imported import imported
+from .._imported import described, imported, not_found
 from . import _brax, _multigoal, _playground
 from ._base import EnvConfig as EnvConfig, Environment as Environment
 from ._episode import (
@@ -81,7 +82,7 @@ def check_options(config: EnvConfig) -> None:
     name = config.name
     in_brax = isinstance(name, str) and name in _brax.TASKS
     if isinstance(name, str) and ":" not in name and name not in environments():
-        raise unknown_name("environment", name, environments())
+        raise not_found("environment", name, environments())
     if config.backend is not None:
         if not in_brax:
             raise InputError(f"env.backend is for Brax's environments, and {config} is none: leave it out.")
@@ -150,7 +151,35 @@ class _ById:
 
 def _made(name: str) -> Any:
     found = imported("environment", name)
-    return found if not isinstance(found, type) and isinstance(found, Environment) else found()
+    if not isinstance(found, type) and isinstance(found, Environment):
+        return found
+    try:
+        return found()
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(
+            f"the environment {name!r} cannot be made by a call without arguments: {described(error)}."
+        ) from error
+
+
+def _checked(method: Any, name: str) -> Any:
+    """A method of an environment, which says in a sentence if JAX cannot look into the state that it returns."""
+
+    def call(*arguments: Any) -> Any:
+        state = method(*arguments)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+            if not eqx.is_array_like(leaf):
+                kind, part = type(leaf), jax.tree_util.keystr(path)
+                what = f"{part} of the state" if part else "the state"
+                advice = f"make {kind.__name__} an equinox.Module, or decorate it with flax.struct.dataclass"
+                raise InputError(
+                    f"{what} that {name} returns is a {kind.__name__}, which JAX cannot look into: "
+                    f"{'leave it out' if kind.__module__ == 'builtins' else advice}."
+                )
+        return state
+
+    return call
 
 
 def _check(env: Any, name: str) -> None:
@@ -161,7 +190,7 @@ def _check(env: Any, name: str) -> None:
         missing = [part for part in ("reset", "step", "observation_size", "action_size") if not hasattr(env, part)]
         raise InputError(f"{name} is no environment: it lacks {', '.join(missing)} (see gorl.Environment).")
     # Shapes first, by tracing: compiling the physics can take a minute.
-    reset, step = jax.jit(env.reset), jax.jit(env.step)
+    reset, step = (jax.jit(_checked(getattr(env, method), f"{name}.{method}")) for method in ("reset", "step"))
     state = jax.eval_shape(reset, jax.random.key(0))
     for part in ("obs", "reward", "done"):
         if not hasattr(state, part):
