@@ -13,6 +13,7 @@ from ._directory import Run
 from ._output import check_output
 from ._plot import SUFFIXES, RunCurve, action_distributions, encode, learning_curves
 from ._say import say
+from ._tails import shortest_tails
 
 
 def plot_curves(runs: Sequence[Run], path: pathlib.Path) -> None:
@@ -83,8 +84,10 @@ def _labels(runs: Sequence[Run]) -> list[str]:
     """What tells the runs apart: the method; the environment if there are several; the directory if it takes that."""
     several = len({str(run.config.env) for run in runs}) > 1
     labels = [f"{run.method} on {run.config.env}" if several else run.method for run in runs]
-    often = Counter(labels)
-    return [
-        f"{label} ({run.directory.resolve().name})" if often[label] > 1 else label
-        for run, label in zip(runs, labels, strict=True)
-    ]
+    for label, often in Counter(labels).items():
+        if often > 1:
+            alike = [index for index, other in enumerate(labels) if other == label]
+            tails = shortest_tails([runs[index].directory.resolve().parts for index in alike])
+            for index, tail in zip(alike, tails, strict=True):
+                labels[index] = f"{label} ({pathlib.PurePath(*tail)})"
+    return labels

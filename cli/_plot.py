@@ -3,7 +3,9 @@
 import dataclasses
 import io
 import math
+import re
 import textwrap
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +23,7 @@ from matplotlib.figure import Figure
 import gorl
 
 from ._interval import mean_interval
+from ._say import say
 
 # Okabe and Ito's palette, which colour-blind people can tell apart; the yellow is left out, which nobody sees on white.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -53,6 +56,7 @@ _STYLE: dict[Any, Any] = {
 }
 _WITHOUT_DATE = {".png": {"Software": None}, ".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
 SUFFIXES = tuple(_WITHOUT_DATE)
+_MISSING = re.compile(r"Glyph \d+ .* missing from")  # a warning for each letter, and each time that it is laid out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -264,8 +268,13 @@ def encode(figure: Figure, suffix: str) -> bytes:
         raise gorl.InputError(f"there are no pictures of the kind {suffix!r}: give one of {', '.join(SUFFIXES)}.")
     content = io.BytesIO()
     metadata: Any = _WITHOUT_DATE[suffix]
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(_STYLE), warnings.catch_warnings(record=True, action="always") as caught:
         figure.savefig(content, format=suffix.removeprefix("."), dpi=300, metadata=metadata)
+    if any(_MISSING.match(str(warning.message)) for warning in caught):
+        say("there are letters in a name that matplotlib's font lacks: the picture has boxes in place of them")
+    for warning in caught:
+        if not _MISSING.match(str(warning.message)):
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
     return content.getvalue()
 
 

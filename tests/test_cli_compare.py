@@ -1,6 +1,7 @@
 """`gorl plot`: what it reads and writes; what the pictures hold is tested in `test_cli_plot.py`."""
 
 import dataclasses
+import pathlib
 import shutil
 
 import numpy as np
@@ -60,6 +61,20 @@ def test_runs_are_told_apart(finished_run, tmp_path):
     assert _labels([finished_run, ppo]) == ["gorl-flow", "ppo"]
     assert _labels([finished_run, elsewhere]) == ["gorl-flow on MultiGoal", "gorl-flow on PointMass"]
     assert _labels([finished_run, other, ppo]) == ["gorl-flow (run)", "gorl-flow (other)", "ppo"]
+
+
+def test_runs_in_directories_of_the_same_name_are_told_apart(finished_run):
+    def labels(*directories):
+        return _labels([dataclasses.replace(finished_run, directory=pathlib.Path(path)) for path in directories])
+
+    assert labels("/a/run", "/b/run") == ["gorl-flow (a/run)", "gorl-flow (b/run)"]
+    assert labels("/a/one/run", "/b/one/run", "/b/other") == [
+        "gorl-flow (a/one/run)",
+        "gorl-flow (b/one/run)",
+        "gorl-flow (other)",
+    ]
+    assert labels("/run", "/a/run") == ["gorl-flow (/run)", "gorl-flow (a/run)"]
+    assert labels("/a/run", "/a/run", "/b/it") == ["gorl-flow (run)", "gorl-flow (run)", "gorl-flow (it)"]
 
 
 def test_a_run_that_is_not_finished_is_drawn_as_far_as_it_has_come(command, copied, tmp_path):

@@ -221,6 +221,17 @@ def test_labels_are_taken_literally():
     assert words(figure) == names
 
 
+def test_letters_that_the_font_lacks_are_told_of_once(capsys, recwarn):
+    for suffix in SUFFIXES:
+        encode(learning_curves([curve("中文"), curve("路径"), curve("путь")]), suffix)
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert "matplotlib's font lacks" in error
+    assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]
+    encode(learning_curves([curve("путь"), curve("_ppo"), curve("[v1]")]), ".png")
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize("shift", [0.0, -2000.0])
 def test_the_axis_holds_all_returns_and_no_more_than_a_fourth_beyond(shift):
     wide = RunCurve("ppo", STEPS, STAGE, np.array([[0, 100, 500, 500, 900], [0, 800, 0, 0, 0]]) + shift)
