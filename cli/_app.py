@@ -1,19 +1,30 @@
 """The commands. gorl and JAX are imported inside them, so that `gorl --help` answers at once."""
 
+import os
 import pathlib
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection, Mapping
 
     import gorl
 
 RunDirectory = Annotated[pathlib.Path, typer.Argument(metavar="RUN", help="The directory of a run of gorl train.")]
 PolicySeed = Annotated[int | None, typer.Option("--seed", help="Whose policy, of the seeds of the run.")]
 EpisodeKey = Annotated[int, typer.Option("--key", help="Decides the start states, and what is drawn.")]
+Steps = Annotated[
+    str | None,
+    typer.Option(
+        help="Environment steps per seed, over all stages, such as 2e6; not beside --set stage_steps. Evaluations are "
+        "spread out like them, unless evaluation_interval is set."
+    ),
+]
+Stages = Annotated[
+    int | None, typer.Option(help="How many stages the steps are shared out over; not beside --set stage_steps.")
+]
 
 app = typer.Typer(
     name="gorl",
@@ -33,13 +44,41 @@ def main() -> None:
     except ValueError as error:
         if not _is_input_error(error):
             raise
-        print(f"gorl: {error}", file=sys.stderr)
-        sys.exit(2)
+        _refuse(str(error))
+    except (RuntimeError, AssertionError):  # JAX looks for its devices when it first needs one, wherever that is
+        sentence = _lack_of_devices()
+        if sentence is None:
+            raise
+        _refuse(sentence)
+
+
+def _refuse(sentence: str) -> NoReturn:
+    print(f"gorl: {sentence}", file=sys.stderr)
+    sys.exit(2)
 
 
 def _is_input_error(error: ValueError) -> bool:
     # Nothing of gorl's can have been raised where gorl has not been imported.
     return "gorl" in sys.modules and isinstance(error, sys.modules["gorl"].InputError)
+
+
+def _lack_of_devices() -> str | None:
+    """What to do where JAX finds none of the devices that it was told to compute on; `None` where it does."""
+    if "jax" not in sys.modules:
+        return None
+    try:
+        sys.modules["jax"].devices()
+    except (RuntimeError, AssertionError) as error:
+        # Nothing at all, or a reason with advice in brackets behind it.
+        reason = str(error).partition("\n")[0].partition(" (")[0].rstrip(".")
+        asked = os.environ.get("JAX_PLATFORMS")
+        told = (
+            f"that JAX_PLATFORMS={asked} asks for: unset it, or set it to cpu"
+            if asked
+            else "here: set JAX_PLATFORMS=cpu"
+        )
+        return f"JAX cannot compute on the devices {told}{f' ({reason})' * bool(reason)}."
+    return None
 
 
 @app.callback(invoke_without_command=True)
@@ -74,8 +113,8 @@ def train(
     scale: Annotated[str, typer.Option(help="The preset: laptop (minutes on a CPU) or paper (a GPU).")] = "laptop",
     seeds: Annotated[int, typer.Option(help="How many seeds to train side by side.")] = 2,
     seed: Annotated[int, typer.Option(help="The first seed.")] = 0,
-    steps: Annotated[str | None, typer.Option(help="Environment steps per seed, over all stages, such as 2e6.")] = None,
-    stages: Annotated[int | None, typer.Option(help="How many stages the steps are shared out over.")] = None,
+    steps: Steps = None,
+    stages: Stages = None,
     out: Annotated[
         pathlib.Path | None, typer.Option(help="The run's directory; by default a new one in runs/.")
     ] = None,
@@ -101,9 +140,17 @@ def train(
 
     config = gorl.preset(env, scale, method)
     values = {name: gorl.parse(config, name, text) for name, text in _settings(set_ or []).items()}
-    config = _reschedule(steps, stages)(gorl.replace(config, values))
-    directory = out or new_directory(str(config.env), method)
-    raise typer.Exit(begin(Run(directory, config, method, seed, seeds, checkpoint_every, tuple(log or ()))))
+    config = _changer(steps, stages, values)(config, values)
+    run = Run(
+        out or new_directory(str(config.env), method),
+        config,
+        method,
+        seed,
+        seeds,
+        checkpoint_every,
+        tuple(log or ()),
+    )
+    raise typer.Exit(begin(run, is_named=out is not None))
 
 
 @app.command()
@@ -205,8 +252,8 @@ def sweep(
     scale: Annotated[str, typer.Option(help="The preset: laptop (minutes on a CPU) or paper (a GPU).")] = "laptop",
     seeds: Annotated[int, typer.Option(help="How many seeds of each setting.")] = 4,
     seed: Annotated[int, typer.Option(help="The first seed.")] = 0,
-    steps: Annotated[str | None, typer.Option(help="Environment steps per seed, over all stages, such as 2e6.")] = None,
-    stages: Annotated[int | None, typer.Option(help="How many stages the steps are shared out over.")] = None,
+    steps: Steps = None,
+    stages: Stages = None,
     out: Annotated[
         pathlib.Path | None, typer.Option(help="The directory of the results; by default a new one in runs/.")
     ] = None,
@@ -219,9 +266,20 @@ def sweep(
 
     grid = _settings(set_ or [])
     config = gorl.preset(env, scale, method)
-    directory = out or new_directory(str(config.env), method, "sweep")
-    chosen = trials(config, grid, _reschedule(steps, stages))
-    raise typer.Exit(sweep_trials(chosen, method, grid=grid, seeds=seeds, first_seed=seed, directory=directory))
+    chosen = trials(config, grid, _changer(steps, stages, grid))
+    given = {"--method": method, "--scale": scale, "--steps": steps, "--stages": stages}
+    raise typer.Exit(
+        sweep_trials(
+            chosen,
+            method,
+            grid=grid,
+            options=[word for name, value in given.items() if value is not None for word in (name, str(value))],
+            seeds=seeds,
+            first_seed=seed,
+            directory=out or new_directory(str(config.env), method, "sweep"),
+            is_named=out is not None,
+        )
+    )
 
 
 @app.command()
@@ -281,10 +339,15 @@ def _settings(options: list[str]) -> dict[str, str]:
     return settings
 
 
-def _reschedule(steps: str | None, stages: int | None) -> "Callable[[gorl.Config], gorl.Config]":
-    """What `--steps` and `--stages` do to a config, once everything else has been set."""
+def _changer(
+    steps: str | None, stages: int | None, names: "Collection[str]"
+) -> "Callable[[gorl.Config, Mapping[str, Any]], gorl.Config]":
+    """What makes a config of a preset and of values of the fields of these names, with `--steps` and `--stages`."""
     import gorl
 
+    given = [option for option, value in (("--steps", steps), ("--stages", stages)) if value is not None]
+    if given and "stage_steps" in names:
+        raise gorl.InputError(f"--set stage_steps says what {' and '.join(given)} would: leave one or the other out.")
     total = None
     if steps is not None:
         try:
@@ -295,4 +358,4 @@ def _reschedule(steps: str | None, stages: int | None) -> "Callable[[gorl.Config
             raise gorl.InputError(f"--steps must be at least 1, not {total}.")
     if stages is not None and stages < 1:
         raise gorl.InputError(f"--stages must be at least 1, not {stages}.")
-    return lambda config: gorl.reschedule(config, total_steps=total, num_stages=stages)
+    return lambda config, values: gorl.reschedule(config, total_steps=total, num_stages=stages, changes=values)

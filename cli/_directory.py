@@ -22,7 +22,7 @@ from jaxtyping import Key
 
 import gorl
 
-from ._say import say
+from ._say import command, say
 
 _FORMAT = 1
 _RUN, _CONFIG, _CHECKPOINTS, _LOCK = "run.json", "config.json", "checkpoints", ".lock"
@@ -106,18 +106,6 @@ class Run:
             raise gorl.InputError(f"{directory / _CONFIG} cannot be understood: {error}") from error
         return Run(directory, config, method, first_seed, seeds, interval, log, identifier)
 
-    def make_directory(self) -> None:
-        """Makes the directory, if it is not there.
-
-        **Raises:**
-
-        `gorl.InputError` if it cannot be made.
-        """
-        try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise gorl.InputError(f"--out {self.directory} cannot be made: {error.strerror}.") from error
-
     def create(self) -> None:
         """Writes what the run is, which makes a run of its directory.
 
@@ -142,27 +130,14 @@ class Run:
             (self.directory / _CONFIG).unlink(missing_ok=True)
             raise gorl.InputError(f"--out {self.directory} cannot be written: {error.strerror}.") from error
 
-    @contextlib.contextmanager
-    def writing(self) -> Iterator[None]:
+    def writing(self) -> contextlib.AbstractContextManager[None]:
         """Only one process at a time writes to a run.
 
         **Raises:**
 
         `gorl.InputError` if another process does.
         """
-        lock = filelock.FileLock(self.directory / _LOCK, mode=0o644)
-        try:
-            lock.acquire(blocking=False)
-        except filelock.Timeout as error:
-            raise gorl.InputError(
-                f"the run in {self.directory} is being written by another process: wait for it, or stop it."
-            ) from error
-        except OSError as error:
-            raise gorl.InputError(f"the run in {self.directory} cannot be written: {error.strerror}.") from error
-        try:
-            yield
-        finally:
-            lock.release()
+        return only_writer(self.directory, f"the run in {self.directory}")
 
     @property
     def keys(self) -> Key[jax.Array, " seeds"]:
@@ -265,8 +240,8 @@ class Run:
         restored = self.restore()
         if restored is None:
             raise gorl.InputError(
-                f"{self.directory} has neither {self.policies_file.name} nor a checkpoint yet: go on with it by gorl "
-                f"resume {self.directory}."
+                f"{self.directory} has neither {self.policies_file.name} nor a checkpoint yet: go on with it by "
+                f"{command('gorl', 'resume', self.directory)}."
             )
         state, _ = restored
         done = int(np.max(state.position)) / len(gorl.schedule(self.config))
@@ -343,22 +318,26 @@ def check_seeds(first_seed: int, seeds: int) -> None:
         raise gorl.InputError(f"--seed must be at least 0 and below 2^32, not {first_seed}.")
 
 
-def check_new(directory: pathlib.Path) -> None:
-    """Checks that a run can be begun in a directory.
+def check_new(directory: pathlib.Path, is_named: bool) -> None:
+    """Checks that results can go to a directory.
+
+    **Arguments:**
+
+    - `directory`: which.
+    - `is_named`: whether somebody asked for it, so that nothing may be there yet; see [`make_directory`][].
 
     **Raises:**
 
-    `gorl.InputError` if it cannot.
+    `gorl.InputError` if they cannot.
     """
-    if directory.exists() and not directory.is_dir():
-        raise gorl.InputError(f"--out {directory} is a file: give a directory.")
-    if (directory / _RUN).exists():
-        raise gorl.InputError(
-            f"--out {directory} is already in use: give a new or an empty directory, or go on with gorl resume "
-            f"{directory}."
-        )
-    if directory.exists() and any(directory.iterdir()):
-        raise gorl.InputError(f"--out {directory} is already in use: give a new or an empty directory.")
+    if is_named and directory.exists():
+        if not directory.is_dir():
+            raise gorl.InputError(f"--out {directory} is a file: give a directory.")
+        advice = "give a new or an empty directory"
+        if (directory / _RUN).exists():
+            advice = f"{advice}, or go on with {command('gorl', 'resume', directory)}"
+        if any(path.name != _LOCK for path in directory.iterdir()):
+            raise gorl.InputError(f"--out {directory} is already in use: {advice}.")
     existing = directory
     while not existing.exists():
         existing = existing.parent
@@ -366,6 +345,66 @@ def check_new(directory: pathlib.Path) -> None:
         raise gorl.InputError(
             f"--out {directory} cannot be written, because {existing} cannot: give another directory."
         )
+
+
+def make_directory(directory: pathlib.Path, is_named: bool) -> pathlib.Path:
+    """Makes a directory for results.
+
+    **Arguments:**
+
+    - `directory`: which.
+    - `is_named`: whether somebody asked for it, so that it has to be this one.
+
+    **Returns:**
+
+    The directory, with a number behind its name where it had none of its own to be and a job that began at the same
+    moment has taken it.
+
+    **Raises:**
+
+    `gorl.InputError` if it cannot be made.
+    """
+    try:
+        if is_named:
+            directory.mkdir(parents=True, exist_ok=True)
+            return directory
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        made, number = directory, 1
+        while True:
+            try:
+                made.mkdir()  # in which only one of several processes succeeds
+                return made
+            except FileExistsError:
+                number += 1
+                made = directory.with_name(f"{directory.name}-{number}")
+    except OSError as error:
+        raise gorl.InputError(f"--out {directory} cannot be made: {error.strerror}.") from error
+
+
+@contextlib.contextmanager
+def only_writer(directory: pathlib.Path, what: str) -> Iterator[None]:
+    """Only one process at a time writes to a directory.
+
+    **Arguments:**
+
+    - `directory`: which.
+    - `what`: what it is called.
+
+    **Raises:**
+
+    `gorl.InputError` if another process does.
+    """
+    lock = filelock.FileLock(directory / _LOCK, mode=0o644)
+    try:
+        lock.acquire(blocking=False)
+    except filelock.Timeout as error:
+        raise gorl.InputError(f"{what} is being written by another process: wait for it, or stop it.") from error
+    except OSError as error:
+        raise gorl.InputError(f"{what} cannot be written: {error.strerror}.") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def keys_of(seeds: Iterable[int]) -> Key[jax.Array, " seeds"]:

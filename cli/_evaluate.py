@@ -3,14 +3,13 @@
 import equinox as eqx
 import jax
 import numpy as np
-import rich.console
 import rich.table
 
 import gorl
 
 from ._directory import Run
 from ._interval import mean_interval
-from ._say import as_json as to_json
+from ._say import as_json as to_json, plain_console
 
 
 def evaluate(run: Run, *, episodes: int, stochastic: bool, seed: int | None, key: int, as_json: bool) -> None:
@@ -64,7 +63,7 @@ def _show(run: Run, seeds: list[int], returns: np.ndarray, overall: np.ndarray, 
     if len(seeds) > 1:
         table.add_section()
         table.add_row("all", *_figures(overall), f"{returns.min():.1f}", f"{returns.max():.1f}")
-    console = rich.console.Console(highlight=False)
+    console = plain_console()
     console.print(table)
     if len(seeds) > 1:
         console.print("all: over the means of the seeds, which is what another seed's may be expected to be like")

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from types import TracebackType
 
 import numpy as np
-import rich.console
 import rich.progress
 
 import gorl
+
+from ._say import plain_console
 
 _DOING = {
     gorl.Phase.LEARN: "learning",
@@ -38,7 +39,7 @@ class Progress:
         self._iterations = sum(config.stage_iterations)
         self._seconds: dict[gorl.Phase, list[float]] = {phase: [] for phase in gorl.Phase}
         self._return = float("nan")
-        self._console = rich.console.Console(highlight=False)
+        self._console = plain_console()
         self._bar = rich.progress.Progress(
             rich.progress.SpinnerColumn(),
             rich.progress.TextColumn("stage {task.fields[stage]} of {task.fields[stages]}"),

@@ -14,13 +14,14 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 import PIL.Image
-import rich.console
+import rich.markup
 import rich.progress
 from jaxtyping import UInt8
 
 import gorl
 
 from ._output import check_output
+from ._say import plain_console
 
 # Kinds of files, and the most frames a second in each. Browsers slow down a GIF that has many more than 20.
 _RATES = {".mp4": 30.0, ".gif": 20.0, ".png": 20.0}
@@ -74,9 +75,9 @@ def render(
     """
     check_film(path)
     suffix = path.suffix.lower()
-    console = rich.console.Console(highlight=False)
+    console = plain_console()
     with rich.progress.Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(f"making a film of {env}", total=None)
+        task = progress.add_task(f"making a film of {rich.markup.escape(str(env))}", total=None)
 
         def show(num_drawn: int, num_frames: int) -> None:
             progress.update(task, completed=num_drawn, total=num_frames)

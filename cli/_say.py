@@ -2,13 +2,26 @@
 
 import json
 import math
+import shlex
 import sys
 from typing import Any
+
+import rich.console
 
 
 def say(line: str) -> None:
     """Says something in a line that is no result, so that standard output holds nothing else."""
     print(f"gorl: {line}", file=sys.stderr, flush=True)
+
+
+def plain_console() -> rich.console.Console:
+    """Standard output for tables and lines, in which a name that a person chose is no markup, whatever it is."""
+    return rich.console.Console(highlight=False, markup=False, emoji=False)
+
+
+def command(*words: object) -> str:
+    """A command to be copied into a shell."""
+    return shlex.join(map(str, words))
 
 
 def as_json(content: Any) -> str:

@@ -8,6 +8,7 @@ import gorl
 
 from ._directory import Run
 from ._progress import finite_mean
+from ._say import plain_console
 
 
 def environment_table(found: dict[str, tuple[int, int]]) -> None:
@@ -31,13 +32,13 @@ def method_table() -> None:
     for name, method in gorl.methods().items():
         decoder = type(method.decoder).__name__ if method.is_staged else ""
         table.add_row(name, type(method.learner).__name__, decoder, method.summary)
-    rich.console.Console(highlight=False).print(table)
+    plain_console().print(table)
 
 
 def summary(run: Run, result: gorl.Result, wall_seconds: float) -> None:
     """Prints what came of a run: a row for each stage, the kept policies, and where the files are."""
     config = run.config
-    console = rich.console.Console(highlight=False)
+    console = plain_console()
     table = rich.table.Table(title=f"{run.method} on {config.env}: return, mean over seeds", title_justify="left")
     for column in ("stage", "env steps", "first", "best", "first / best before", "held-out loss", "epochs"):
         table.add_column(column, justify="right")

@@ -5,23 +5,24 @@ import itertools
 import json
 import pathlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import rich.console
 import rich.table
 
 import gorl
 
-from ._directory import check_new, check_seeds, keys_of, versions
+from ._directory import check_new, check_seeds, keys_of, make_directory, only_writer, versions
 from ._interval import mean_interval
 from ._log import Row
 from ._plot import RunCurve, encode, learning_curves
 from ._progress import Progress, finite_mean
-from ._say import as_json, say
+from ._say import as_json, command, plain_console, say
 from ._stop import Stop
+from ._tails import shortest_tails
 from ._train import curve_rows, table
 
 _DRAWN = 8  # settings in the picture, the best ones
@@ -37,13 +38,14 @@ class Trial:
     @property
     def name(self) -> str:
         """Says what is special about it."""
-        return ", ".join(f"{name.rpartition('.')[2]}={value}" for name, value in self.values.items())
+        names = shortest_tails([tuple(name.split(".")) for name in self.values])
+        return ", ".join(f"{'.'.join(name)}={value}" for name, value in zip(names, self.values.values(), strict=True))
 
 
 def trials(
     config: gorl.Config,
     grid: Mapping[str, str],
-    finally_: Callable[[gorl.Config], gorl.Config] = lambda config: config,
+    change: Callable[[gorl.Config, Mapping[str, Any]], gorl.Config] = gorl.replace,
 ) -> list[Trial]:
     """Every combination of values.
 
@@ -51,7 +53,7 @@ def trials(
 
     - `config`: what they are set in.
     - `grid`: for each field, by dotted name, the values with commas between them; between tuples semicolons.
-    - `finally_`: changes each config once everything is set.
+    - `change`: what sets values of fields in a config.
 
     **Raises:**
 
@@ -70,7 +72,7 @@ def trials(
         setting = dict(zip(grid, values, strict=True))
         changes = {name: gorl.parse(config, name, value) for name, value in setting.items()}
         shown = {name: value for name, value in setting.items() if name in several}
-        made.append(Trial(shown, finally_(gorl.replace(config, changes))))
+        made.append(Trial(shown, change(config, changes)))
     return made
 
 
@@ -79,9 +81,11 @@ def sweep(
     method: str,
     *,
     grid: Mapping[str, str],
+    options: Sequence[str],
     seeds: int,
     first_seed: int,
     directory: pathlib.Path,
+    is_named: bool,
 ) -> int:
     """Trains every trial with every seed, and writes and shows which is best.
 
@@ -93,8 +97,10 @@ def sweep(
     - `chosen`: the trials.
     - `method`: what the config is called.
     - `grid`: what they are made of, for the record.
+    - `options`: what else `gorl train` takes to train one of them.
     - `seeds`, `first_seed`: of each trial.
     - `directory`: where the results go.
+    - `is_named`: whether somebody asked for that directory, rather than for a new one.
 
     **Returns:**
 
@@ -107,7 +113,7 @@ def sweep(
     check_seeds(first_seed, seeds)
     for trial in chosen:
         trial.config.to_json()  # says so if it cannot be written
-    check_new(directory)
+    check_new(directory, is_named)
     seed_numbers = range(first_seed, first_seed + seeds)
     together: dict[object, list[Trial]] = {}
     for trial in chosen:
@@ -118,16 +124,40 @@ def sweep(
         gorl.iterate(batched, keys_of([*seed_numbers] * len(group)))
         for batched, group in zip(batches, together.values(), strict=True)
     ]
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        gorl.write_whole(directory / "sweep.json", _description(chosen[0], method, grid, seed_numbers))
-    except OSError as error:
-        raise gorl.InputError(f"--out {directory} cannot be written: {error.strerror}.") from error
-
+    directory = make_directory(directory, is_named)
     began = time.monotonic()
-    done: list[tuple[Trial, gorl.Result]] = []  # with an axis of seeds
+    with only_writer(directory, f"--out {directory}"):
+        check_new(directory, is_named=True)  # another process may have been there meanwhile
+        try:
+            gorl.write_whole(directory / "sweep.json", _description(chosen[0], method, grid, seed_numbers))
+        except OSError as error:
+            raise gorl.InputError(f"--out {directory} cannot be written: {error.strerror}.") from error
+        done = _follow(method, list(zip(batches, runs, together.values(), strict=True)), seed_numbers, directory)
+        if isinstance(done, int):
+            return done
+        done.sort(key=lambda pair: _rank(pair[1]), reverse=True)
+        gorl.write_whole(directory / "sweep.png", _picture(f"{method} on {done[0][0].config.env}", done))
+    _show(method, done, grid, options, first_seed, time.monotonic() - began, directory)
+    return 0
+
+
+def _follow(
+    method: str,
+    groups: Sequence[tuple[gorl.Config, Iterator[tuple[gorl.Chunk, gorl.TrainState]], Sequence[Trial]]],
+    seed_numbers: Sequence[int],
+    directory: pathlib.Path,
+) -> list[tuple[Trial, gorl.Result]] | int:
+    """Trains one group of trials after the other, and writes how they do on the way.
+
+    **Returns:**
+
+    Each trial with its result, which has an axis of seeds; or the exit code, if it was stopped.
+    """
+    began = time.monotonic()
+    seeds = len(seed_numbers)
+    done: list[tuple[Trial, gorl.Result]] = []
     rows: list[Row] = []
-    for batched, chunks, group in zip(batches, runs, together.values(), strict=True):
+    for batched, chunks, group in groups:
         config, count = group[0].config, len(group)
         labels = [(trial, seed) for trial in group for seed in seed_numbers]
         wall_seconds: list[float] = []
@@ -140,6 +170,8 @@ def sweep(
         ):
             for chunk, state in chunks:
                 jax.block_until_ready(state.position)
+                if chunk.phase != gorl.Phase.EVALUATE:  # until something is learned, nothing is lost
+                    stop.heed()
                 progress.advance(chunk, state)
                 if chunk.phase == gorl.Phase.EVALUATE and not chunk.is_final:
                     wall_seconds.append(round(time.monotonic() - began, 3))
@@ -158,10 +190,7 @@ def sweep(
         for index, trial in enumerate(group):
             part = slice(index * seeds, (index + 1) * seeds)
             done.append((trial, jax.tree.map(lambda leaf, part=part: leaf[part], result)))
-    done.sort(key=lambda pair: _rank(pair[1]), reverse=True)
-    gorl.write_whole(directory / "sweep.png", _picture(f"{method} on {done[0][0].config.env}", done))
-    _show(method, done, grid, first_seed, time.monotonic() - began, directory)
-    return 0
+    return done
 
 
 def batch(configs: Sequence[gorl.Config], seeds: int) -> gorl.Config:
@@ -227,6 +256,7 @@ def _show(
     method: str,
     done: list[tuple[Trial, gorl.Result]],
     grid: Mapping[str, str],
+    options: Sequence[str],
     first_seed: int,
     wall_seconds: float,
     directory: pathlib.Path,
@@ -250,8 +280,8 @@ def _show(
             ", ".join(f"{of_seed:.1f}" for of_seed in kept),
             f"{diverged} of {seeds}" if diverged else "",
         )
-    console = rich.console.Console(highlight=False)
+    console = plain_console()
     console.print(shown)
-    settings = " ".join(f"--set {name}={value}" for name, value in {**grid, **best.values}.items())
-    console.print(f"the best: gorl train {best.config.env} --method {method} {settings}".rstrip(), soft_wrap=True)
+    settings = [word for name, value in {**grid, **best.values}.items() for word in ("--set", f"{name}={value}")]
+    console.print(f"the best: {command('gorl', 'train', best.config.env, *options, *settings)}", soft_wrap=True)
     console.print(f"{wall_seconds:.0f} s in all; sweep.csv and sweep.png are in {directory}", soft_wrap=True)

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import dataclasses
 import io
 import pathlib
 import time
@@ -13,19 +14,24 @@ import numpy as np
 
 import gorl
 
-from ._directory import Run, check_new, check_seeds, versions
+from ._directory import Run, check_new, check_seeds, make_directory, versions
 from ._log import Row, check_loggers, open_loggers
 from ._plot import RunCurve, encode, learning_curves
 from ._progress import Progress
-from ._say import as_json, say
+from ._say import as_json, command, say
 from ._show import summary
 from ._stop import Stop
 
 DIVERGED = 3  # the exit code of a run in which the numbers of a seed stopped being finite
 
 
-def begin(run: Run) -> int:
+def begin(run: Run, is_named: bool) -> int:
     """Trains all seeds of a new run in one vmapped run, shows how it goes, and writes the results.
+
+    **Arguments:**
+
+    - `run`: the run.
+    - `is_named`: whether somebody asked for its directory, rather than for a new one.
 
     **Returns:**
 
@@ -40,10 +46,11 @@ def begin(run: Run) -> int:
         raise gorl.InputError(f"--checkpoint-every must be at least 0 seconds, not {run.checkpoint_interval:g}.")
     check_loggers(run.log)
     run.config.to_json()  # says so if it cannot be written
-    check_new(run.directory)
+    check_new(run.directory, is_named)
     chunks = gorl.iterate(run.config, run.keys)  # checks the rest of the input
-    run.make_directory()
+    run = dataclasses.replace(run, directory=make_directory(run.directory, is_named))
     with run.writing():
+        check_new(run.directory, is_named=True)  # another process may have been there meanwhile
         run.create()
         return _follow(run, chunks, None, {})
 
@@ -109,6 +116,8 @@ def _follow(
         for chunk, state in chunks:
             jax.block_until_ready(state.position)
             is_saved = False
+            if chunk.phase != gorl.Phase.EVALUATE:  # until something is learned, nothing is lost by stopping at once
+                stop.heed()
             progress.advance(chunk, state)
             if chunk.phase == gorl.Phase.EVALUATE and not chunk.is_final:
                 wall_seconds.append(round(clock(), 3))
@@ -122,7 +131,7 @@ def _follow(
                 break
     if stop.exit_code is not None:
         kept = "stopped" if is_saved else "stopped, and the last chunks could not be saved"
-        say(f"{kept}; go on with: gorl resume {directory}")
+        say(f"{kept}; go on with: {command('gorl', 'resume', directory)}")
         return stop.exit_code
     assert state is not None
     result = gorl.finish(config, state)
@@ -135,7 +144,7 @@ def _follow(
     except OSError as error:
         save(state)
         why = f"the results could not be written to {directory} ({error.strerror})"
-        say(f"{why}: make room, and gorl resume {directory}")
+        say(f"{why}: make room, and {command('gorl', 'resume', directory)}")
         return 1
     run.remove_checkpoints()
     summary(run, result, clock())

@@ -1,5 +1,6 @@
 """Configs to start from."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from ._config import Config
@@ -139,7 +140,13 @@ def _laptop(env: str, method: Method) -> dict[str, Any]:
     return {**changes, **method.laptop}
 
 
-def reschedule(config: Config, *, total_steps: int | None = None, num_stages: int | None = None) -> Config:
+def reschedule(
+    config: Config,
+    *,
+    total_steps: int | None = None,
+    num_stages: int | None = None,
+    changes: Mapping[str, Any] | None = None,
+) -> Config:
     """`config` with its stages stretched to another total of steps, or divided into another number of stages.
 
     **Arguments:**
@@ -147,6 +154,8 @@ def reschedule(config: Config, *, total_steps: int | None = None, num_stages: in
     - `config`: the config, whose stages say how steps are shared out.
     - `total_steps`: environment steps of all stages together; `None` for as many as now.
     - `num_stages`: how many stages; beyond those of the config, more are shared out like its last.
+    - `changes`: what else is to be changed at once, as `gorl.replace` takes it. It goes before what follows from the
+        others: an `evaluation_interval` in it stays as it is.
 
     **Returns:**
 
@@ -154,7 +163,7 @@ def reschedule(config: Config, *, total_steps: int | None = None, num_stages: in
 
     **Raises:**
 
-    `gorl.InputError` if a stage would be shorter than an iteration.
+    `gorl.InputError` if a stage would be shorter than an iteration, and as `gorl.replace` does.
     """
     now = sum(config.stage_steps)
     total = now if total_steps is None else total_steps
@@ -162,4 +171,4 @@ def reschedule(config: Config, *, total_steps: int | None = None, num_stages: in
     shares = (config.stage_steps + (config.stage_steps[-1],) * count)[: max(count, 0)]
     stages = tuple(total * share // sum(shares) for share in shares)
     interval = max(1, config.evaluation_interval * max(total, 1) // now)
-    return replace(config, {"stage_steps": stages, "evaluation_interval": interval})
+    return replace(config, {"stage_steps": stages, "evaluation_interval": interval, **(changes or {})})

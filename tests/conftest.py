@@ -249,7 +249,7 @@ def finished_run(tiny, make_policy, tmp_path_factory):
         },
     )
     run = Run(tmp_path_factory.mktemp("finished") / "run", config, "gorl-flow", 5, 3, 30.0)
-    run.make_directory()
+    run.directory.mkdir()
     run.create()
     one = make_policy(2, 2)
     scales = jnp.array([0.8, 1.0, 1.2])

@@ -136,7 +136,7 @@ def main():
 
     if saves:
         kill_while_saving()
-    from gorl_cli._app import main as gorl
+    from gorl_cli.__main__ import main as gorl
 
     gorl()
 

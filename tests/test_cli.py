@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import subprocess
 import sys
 
 import jax
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 
 import gorl
+from gorl_cli._directory import make_directory
 
 # Two stages of three iterations each: as small as a run can be and still do everything.
 SMALL = [
@@ -29,10 +32,11 @@ SMALL = [
 
 
 def test_train_leaves_everything_that_it_promises(command, tmp_path):
-    directory = tmp_path / "run"
+    directory = tmp_path / "my run [v1] :cat:"  # as it is, whatever rich takes for markup
     code, output, _ = command("train", "MultiGoal", "--seeds", 2, "--seed", 5, "--out", directory, *SMALL)
     assert code == 0
     assert "kept policies on 4 fresh episodes" in output
+    assert output.endswith(f" are in {directory}\n")
     assert sorted(path.name for path in directory.iterdir()) == [
         ".lock",
         "config.json",
@@ -76,7 +80,9 @@ def test_train_leaves_everything_that_it_promises(command, tmp_path):
 
 
 def test_output_that_is_no_terminal_is_plain_lines(command, tmp_path):
-    code, output, _ = command("train", "MultiGoal", "--seeds", 1, "--stages", 1, "--out", tmp_path / "run", *SMALL)
+    small = [option for option in SMALL if "stage_steps" not in option]
+    options = ["--seeds", 1, "--stages", 1, "--steps", 240, "--out", tmp_path / "run"]
+    code, output, _ = command("train", "MultiGoal", *options, *small)
     assert code == 0
     assert "\x1b" not in output
     assert "\r" not in output
@@ -105,6 +111,9 @@ def test_output_that_is_no_terminal_is_plain_lines(command, tmp_path):
         (["PointMass", "--set", "learner=SAC"], "group of fields"),
         (["PointMass", "--set", "decoder.solver=Eulr"], "'Euler'"),
         (["PointMass", "--set", "decoder.num_steps=0"], "decoder.num_steps must be an integer at least 1"),
+        (["PointMass", "--set", "stage_steps=800000", "--steps", "1e6"], "--set stage_steps says what --steps would"),
+        (["PointMass", "--set", "stage_steps=800000", "--stages", "1"], "--set stage_steps says what --stages would"),
+        (["./envs.py:Walk"], "write envs:Walk."),
         (["PointMass", "--method", "gorl-flo"], "'gorl-flow'"),
         (["PointMass", "--method", "no_such_module:method"], "cannot be imported"),
         (["PointMass", "--method", "ppo", "--stages", "2"], "one stage"),
@@ -121,6 +130,80 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(command, tmp_path, argumen
     assert sentence in error
     assert error.startswith("gorl: ")
     assert error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def not_followed(monkeypatch):
+    """Runs are begun, and end there: nothing is compiled."""
+    monkeypatch.setattr("gorl_cli._train._follow", lambda *_: 0)
+
+
+@pytest.mark.usefixtures("not_followed")
+def test_what_is_set_by_hand_goes_before_what_follows_from_the_steps(command, tmp_path):
+    small = [option for option in SMALL if "stage_steps" not in option]
+    options = ["--steps", 6000, "--stages", 3, "--set=evaluation_interval=320"]
+    assert command("train", "MultiGoal", "--out", tmp_path / "run", *options, *small)[0] == 0
+    config = gorl.Config.from_json((tmp_path / "run" / "config.json").read_text())
+    assert config.stage_steps == (2000, 2000, 2000)
+    assert config.evaluation_interval == 320
+
+
+@pytest.mark.usefixtures("not_followed")
+def test_runs_that_begin_at_the_same_moment_have_directories_of_their_own(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("time.strftime", lambda *_: "20261125-120000")
+    for seed in range(3):
+        assert command("train", "MultiGoal", "--seeds", 1, "--seed", seed, *SMALL)[0] == 0
+    begun = sorted((tmp_path / "runs").iterdir())
+    name = "MultiGoal-gorl-flow-20261125-120000"
+    assert [path.name for path in begun] == [name, f"{name}-2", f"{name}-3"]
+    assert [json.loads((path / "run.json").read_text())["first_seed"] for path in begun] == [0, 1, 2]
+
+
+def test_only_one_process_makes_a_directory(tmp_path):
+    made = [make_directory(tmp_path / "runs" / "v1.5", is_named=False) for _ in range(3)]
+    assert [path.name for path in made] == ["v1.5", "v1.5-2", "v1.5-3"]
+    assert all(path.is_dir() for path in made)
+    (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
+    with pytest.raises(gorl.InputError, match="cannot be made"):
+        make_directory(tmp_path / "nowhere" / "run", is_named=False)
+
+
+def test_bad_input_leaves_no_directory_of_its_own_either(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("train", "sweep"):
+        assert command(name, "MultiGoal", *SMALL, "--set=refinement.stride=11")[0] == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("not_followed")
+def test_a_run_that_came_and_went_meanwhile_is_left_as_it_is(command, tmp_path, monkeypatch):
+    def iterate(*_):
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / "run.json").write_text("precious")
+
+    monkeypatch.setattr(gorl, "iterate", iterate)
+    code, _, error = command("train", "MultiGoal", "--out", tmp_path / "run", *SMALL)
+    assert code == 2
+    assert "already in use" in error
+    assert (tmp_path / "run" / "run.json").read_text() == "precious"
+
+
+@pytest.mark.parametrize("platform", ["cuda", "cuad"])
+def test_devices_that_are_not_there_are_one_sentence(tmp_path, platform):
+    if platform == jax.default_backend().replace("gpu", "cuda"):
+        pytest.skip("they are there")
+    done = subprocess.run(
+        [sys.executable, "-m", "gorl_cli", "train", "MultiGoal", "--out", tmp_path / "run"],
+        env=os.environ | {"JAX_PLATFORMS": platform},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    asked = f"JAX_PLATFORMS={platform} asks for: unset it, or set it to cpu"
+    assert done.stderr.startswith(f"gorl: JAX cannot compute on the devices that {asked}")
+    assert done.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 
 
@@ -184,11 +267,9 @@ def test_a_baseline_trains_in_one_stage_under_its_name(command, tmp_path, monkey
 
 
 def test_help_and_version_need_neither_gorl_nor_jax():
-    import subprocess
-
     for option in ("--help", "--version"):
         script = (
-            "import sys, gorl_cli._app as a\n"
+            "import sys, gorl_cli.__main__ as a\n"
             f"sys.argv = ['gorl', '{option}']\n"
             "try:\n    a.main()\nexcept SystemExit:\n    pass\n"
             "assert 'jax' not in sys.modules and 'gorl' not in sys.modules"

@@ -50,7 +50,7 @@ def unbroken(tmp_path_factory, begin, cache):
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory, begin, cache):
     """A run that was stopped in the middle of its first stage."""
-    run = tmp_path_factory.mktemp("stopped") / "run"
+    run = tmp_path_factory.mktemp("stopped") / "my run [1]"
     process = Process(*begin("gorl-flow", 1, run), cache=cache)
     process.wait_for("160 env steps")
     process.send(signal.SIGINT)
@@ -111,7 +111,7 @@ def test_a_run_that_is_killed_again_and_again_ends_bit_for_bit_like_one_that_is_
 def test_a_run_that_is_stopped_saves_says_how_to_go_on_and_ends_like_one_that_was_not(stopped, copied, unbroken, cache):
     run, code, _, error = stopped
     assert code == 130
-    assert f"go on with: gorl resume {run}" in error
+    assert f"go on with: gorl resume '{run}'\n" in error
     checkpoints = sorted(path.name for path in (run / "checkpoints").iterdir())
     assert len(checkpoints) == 2
     # Nothing is lost: the newest one has every evaluation that is in the curve.
@@ -135,6 +135,17 @@ def test_sigterm_stops_it_too(begin, cache, tmp_path):
     assert code == 143
     assert f"go on with: gorl resume {run}" in error
     assert len(list((run / "checkpoints").iterdir())) == 1
+
+
+def test_before_anything_is_learned_it_stops_at_once_and_quietly(begin, tmp_path):
+    run = tmp_path / "run"
+    process = Process(*begin("gorl-flow", 1, run), cache=tmp_path / "cache")  # which is empty: it has to compile
+    process.wait_for("compiling")
+    process.send(signal.SIGINT)
+    code, _, error = process.end()
+    assert code == 130
+    assert error == ""
+    assert not (run / "checkpoints").exists()
 
 
 def test_an_unfinished_run_can_be_looked_at(copied, command):

@@ -11,6 +11,7 @@ import pytest
 from test_cli import SMALL
 
 import gorl
+from gorl_cli._directory import only_writer
 from gorl_cli._sweep import batch, trials
 
 
@@ -35,6 +36,12 @@ def test_what_is_set_in_all_of_them_tells_none_from_another(small):
     made = trials(small, {"learner.clip": "0.1,0.3", "learner.discount": "0.9"})
     assert [trial.name for trial in made] == ["clip=0.1", "clip=0.3"]
     assert [trial.config.learner.discount for trial in made] == [0.9, 0.9]
+
+
+def test_fields_of_the_same_name_in_two_groups_are_told_apart(small):
+    rates = {"learner.learning_rate": "1e-3,2e-3", "refinement.learning_rate": "1e-4,2e-4", "learner.clip": "0.1,0.2"}
+    name = trials(small, rates)[0].name
+    assert name == "learner.learning_rate=1e-3, refinement.learning_rate=1e-4, clip=0.1"
 
 
 def test_values_can_be_whole_numbers_names_tuples_and_one_alone(small):
@@ -93,7 +100,7 @@ def swept(tmp_path_factory):
 
     from gorl_cli._app import main
 
-    directory = tmp_path_factory.mktemp("sweep") / "out"
+    directory = tmp_path_factory.mktemp("sweep") / "[v1] out"
     small = [option for option in SMALL if "stage_steps" not in option and "decoder" not in option]
     options = ["--set=learner.learning_rate=1e-3,2e-3,1e30", "--set=learner.entropy_cost=0", "--method", "ppo"]
     arguments = ["sweep", "MultiGoal", *small, *options, "--steps", "240", "--seeds", "2", "--out", str(directory)]
@@ -111,7 +118,7 @@ def swept(tmp_path_factory):
 
 def test_one_table_has_every_evaluation_of_every_setting_and_seed(swept):
     directory, rows, _ = swept
-    assert sorted(path.name for path in directory.iterdir()) == ["sweep.csv", "sweep.json", "sweep.png"]
+    assert sorted(path.name for path in directory.iterdir()) == [".lock", "sweep.csv", "sweep.json", "sweep.png"]
     assert list(rows[0])[-1] == "is_kept"
     for rate in ("1e-3", "2e-3", "1e30"):
         for seed in ("0", "1"):
@@ -147,7 +154,7 @@ def test_a_setting_that_diverges_is_marked_and_the_others_are_not(swept):
 
 
 def test_the_table_is_sorted_and_says_how_to_train_the_best(swept):
-    _, rows, output = swept
+    directory, rows, output = swept
     means = {}
     for row in rows:
         if row["is_kept"] == "1":
@@ -156,7 +163,10 @@ def test_the_table_is_sorted_and_says_how_to_train_the_best(swept):
     shown = [line.split("│")[1].strip() for line in output.splitlines() if line.startswith("│")]
     assert [cell for cell in shown if cell in means] == order
     assert "gorl train MultiGoal --method ppo" in output
-    assert f"--set learner.learning_rate={order[0]}" in output.partition("the best:")[2]
+    best = output.partition("the best: ")[2]
+    assert f"--set learner.learning_rate={order[0]}" in best
+    assert "--steps 240" in best
+    assert f"sweep.csv and sweep.png are in {directory}\n" in output
 
 
 def test_what_decides_a_shape_is_compiled_by_itself(command, tmp_path):
@@ -180,6 +190,10 @@ def test_what_decides_a_shape_is_compiled_by_itself(command, tmp_path):
         (["MultiGoal", "--set", "learner.clip=0.1", "--set", "learner.clip=0.2"], "is there twice"),
         (["MultiGoal", "--seeds", "0"], "--seeds must be at least 1"),
         (["MultiGoal", "--set", "stage_steps=80"], "shorter than one iteration"),
+        (
+            ["MultiGoal", "--set", "stage_steps=80000;90000", "--steps", "1e5"],
+            "--set stage_steps says what --steps would",
+        ),
     ],
 )
 def test_bad_input_is_one_sentence_and_leaves_nothing(command, tmp_path, arguments, sentence):
@@ -189,3 +203,28 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(command, tmp_path, argumen
     assert sentence in error
     assert error.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_directory_in_use_is_left_as_it_is(command, tmp_path):
+    (tmp_path / "sweep.csv").write_text("precious")
+    assert "already in use" in command("sweep", "MultiGoal", "--out", tmp_path)[2]
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["precious"]
+
+
+def test_two_sweeps_do_not_write_to_one_directory(command, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    with only_writer(out, "it"):
+        code, _, error = command("sweep", "MultiGoal", *SMALL, "--seeds", 1, "--out", out)
+    assert code == 2
+    assert f"--out {out} is being written by another process" in error
+    assert [path.name for path in out.iterdir()] == [".lock"]
+
+
+def test_what_is_set_goes_before_what_follows_from_the_steps(small):
+    def change(config, values):
+        return gorl.reschedule(config, total_steps=80_000, changes=values)
+
+    made = trials(small, {"evaluation_interval": "320,640", "learner.clip": "0.1"}, change)
+    assert [trial.config.evaluation_interval for trial in made] == [320, 640]
+    assert [trial.config.stage_steps for trial in made] == [(80_000,)] * 2

@@ -280,6 +280,21 @@ def test_more_stages_share_the_steps_like_the_last():
     assert gorl.reschedule(config) == config
 
 
+def test_what_is_changed_with_the_steps_goes_before_what_follows_from_them():
+    config = gorl.preset("PointMass")
+    changed = gorl.reschedule(config, total_steps=6_000_000, changes={"evaluation_interval": 200_000})
+    assert changed == gorl.replace(config, {"stage_steps": (4_000_000, 2_000_000), "evaluation_interval": 200_000})
+
+
+def test_what_only_goes_together_is_changed_together():
+    # An iteration of a million steps does not go with the stages that there were, nor the stages with the iteration.
+    for total, num_envs in ((12_000_000, 65_536), (240, 4)):
+        changes = {"learner.num_envs": num_envs, "learner.unroll_length": 16}
+        changed = gorl.reschedule(gorl.preset("PointMass"), total_steps=total, changes=changes)
+        assert changed.stage_steps == (total // 3 * 2, total // 3)
+        assert changed.learner.num_envs == num_envs
+
+
 def test_too_few_steps():
     with pytest.raises(gorl.InputError, match="shorter than one iteration"):
         gorl.reschedule(gorl.preset("PointMass"), total_steps=10_000)

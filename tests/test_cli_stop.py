@@ -1,0 +1,104 @@
+"""Stopping at once; what a run saves when it is stopped is tested in `test_cli_resume.py`."""
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+BOTH = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+BUSY = "hashlib.pbkdf2_hmac('sha256', b'', b'', 2**31 - 1)"  # minutes without an instruction of Python's
+
+
+@pytest.fixture
+def begun():
+    """Begins a Python program that says when it is ready; it is killed in the end."""
+    processes = []
+
+    def begin(*lines):
+        program = "\n".join(
+            ["import hashlib, os, signal, time", "from gorl_cli._stop import Stop, stop_at_once", *lines]
+        )
+        process = subprocess.Popen(
+            [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        processes.append(process)
+        assert process.stdout.readline() == "ready\n", process.stderr.read()
+        return process
+
+    yield begin
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def end(process):
+    output, error = process.communicate(timeout=30)
+    return process.returncode, output, error
+
+
+@BOTH
+def test_a_signal_ends_the_process_at_once_and_quietly(begun, number):
+    process = begun("stop_at_once()", "print('ready', flush=True)", BUSY)
+    process.send_signal(number)
+    assert end(process) == (128 + number, "", "")
+
+
+@BOTH
+def test_no_one_who_is_running_can_drop_it(begun, number):
+    process = begun(
+        "class Dropping:",
+        "    def __del__(self):",  # an exception in here goes no further
+        "        print('ready', flush=True)",
+        f"        {BUSY}",
+        "stop_at_once()",
+        "Dropping()",
+        "time.sleep(1000)",
+    )
+    process.send_signal(number)
+    assert end(process) == (128 + number, "", "")
+
+
+def test_what_was_to_be_ignored_still_is(begun):
+    process = begun(
+        "signal.signal(signal.SIGINT, signal.SIG_IGN)",
+        "stop_at_once()",
+        "with Stop('stopping') as stop:",
+        "    stop.heed()",
+        "    os.kill(os.getpid(), signal.SIGINT)",
+        "    assert stop.exit_code is None",
+        "print('ready', flush=True)",
+    )
+    assert end(process) == (0, "", "")
+
+
+@BOTH
+def test_the_first_signal_is_noted_once_there_is_something_to_lose_and_the_second_ends_the_process(begun, number):
+    process = begun(
+        "stop_at_once()",
+        "with Stop('stopping') as stop:",
+        "    stop.heed()",
+        f"    os.kill(os.getpid(), {number:d})",
+        "    stop.heed()",
+        "    print('ready', flush=True)",
+        "    print(stop.exit_code, flush=True)",
+        f"    {BUSY}",
+    )
+    assert process.stdout.readline() == f"{128 + number}\n"
+    process.send_signal(number)
+    assert end(process) == (128 + number, "", "stopping\n")
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["with Stop('stopping') as stop:", "    print('ready', flush=True)", f"    {BUSY}"],
+        ["with Stop('stopping') as stop:", "    stop.heed()", "print('ready', flush=True)", BUSY],
+    ],
+    ids=["before", "after"],
+)
+def test_before_and_after_that_the_first_one_does(begun, number, lines):
+    process = begun("stop_at_once()", *lines)
+    process.send_signal(number)
+    assert end(process) == (128 + number, "", "")
