@@ -41,6 +41,7 @@ from ._errors import (
 )
 from ._evaluation import Trajectories as Trajectories, evaluate as evaluate, play as play
 from ._export import export_onnx as export_onnx, export_stablehlo as export_stablehlo
+from ._extend import extend as extend, lengthen as lengthen
 from ._gaussian import log_density as log_density
 from ._hyperparameters import (
     count as count,

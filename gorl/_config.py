@@ -36,6 +36,8 @@ class Config(eqx.Module):
     - `evaluation_interval`: environment steps between evaluations, rounded to whole iterations; every stage is also
         evaluated when it begins and when it ends.
     - `evaluation_episodes`: episodes in an evaluation.
+    - `extra_evaluations`: environment steps since the run began at which it is evaluated as well, rounded to whole
+        iterations. `gorl.lengthen` sets it.
 
     **Raises:**
 
@@ -49,6 +51,7 @@ class Config(eqx.Module):
     stage_steps: tuple[int, ...] = size((60_000_000, 60_000_000, 30_000_000, 30_000_000))
     evaluation_interval: int = size(6_000_000)
     evaluation_episodes: int = size(128)
+    extra_evaluations: tuple[int, ...] = size(())
 
     def __check_init__(self) -> None:
         self.check()
@@ -101,6 +104,11 @@ class Config(eqx.Module):
     def iterations_per_evaluation(self) -> int:
         """Iterations of the learner between two evaluations."""
         return max(1, round(self.evaluation_interval / self.steps_per_iteration))
+
+    @property
+    def extra_iterations(self) -> tuple[int, ...]:
+        """Iterations of the learner since the run began after which there is an extra evaluation."""
+        return tuple(round(steps / self.steps_per_iteration) for steps in self.extra_evaluations)
 
     def to_json(self) -> str:
         """The config as JSON, from which `from_json` makes an equal one.

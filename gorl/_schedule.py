@@ -51,8 +51,8 @@ class Chunk(eqx.Module):
 def schedule(config: Config) -> Chunk:
     """The chunks of a run, stacked.
 
-    Every stage is evaluated when it begins, at the config's interval, and when it ends. Every stage but the last ends
-    with a refinement. The run ends with an evaluation of the kept policy on fresh episodes.
+    Every stage is evaluated when it begins, at the config's interval, at its extra evaluations, and when it ends. Every
+    stage but the last ends with a refinement. The run ends with an evaluation of the kept policy on fresh episodes.
     """
     rows: list[tuple[Phase, int, int, int, bool]] = []
     iterations = evaluations = 0
@@ -67,7 +67,8 @@ def schedule(config: Config) -> Chunk:
         for iteration in range(1, stage_iterations + 1):
             iterations += 1
             rows.append((Phase.LEARN, stage, iterations, evaluations, False))
-            if iteration % config.iterations_per_evaluation == 0 or iteration == stage_iterations:
+            is_due = iteration % config.iterations_per_evaluation == 0 or iteration == stage_iterations
+            if is_due or iterations in config.extra_iterations:
                 evaluate(stage)
         if stage + 1 < config.num_stages:
             rows.append((Phase.REFINE, stage, iterations, evaluations, False))

@@ -209,6 +209,7 @@ def test_the_paper_scale_is_the_papers(task, method):
         },
         "refinement": REFINEMENT,
         "evaluation_episodes": 128,
+        "extra_evaluations": [],
         **expected,
         "learner": {**expected["learner"], **changes},
     }

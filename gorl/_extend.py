@@ -1,0 +1,113 @@
+"""Longer runs: the config with more steps, and the state from which a run goes on with it."""
+
+import dataclasses
+import itertools
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from ._config import Config
+from ._decoder import Identity
+from ._errors import InputError
+from ._hyperparameters import replace
+from ._schedule import schedule
+from ._train import TrainState, _unknown, shapes
+
+_ADDED = ("stage_steps", "extra_evaluations")  # the fields in which a longer config differs
+
+
+def lengthen(config: Config, total_steps: int) -> Config:
+    """`config` with more environment steps: the steps that it has, and then further stages about as long as its last.
+
+    Without a decoder there is nothing to refine between stages, so the one stage gets longer. It is evaluated where it
+    used to end as well. The interval between evaluations stays.
+
+    **Arguments:**
+
+    - `config`: the config of a run.
+    - `total_steps`: environment steps of all stages together.
+
+    **Returns:**
+
+    The config of the longer run, for [`extend`][].
+
+    **Raises:**
+
+    `gorl.InputError` if `total_steps` is not at least an iteration more than `config` has.
+    """
+    now = sum(config.stage_steps)
+    more = total_steps - now
+    if more < config.steps_per_iteration:
+        raise InputError(
+            f"a run of {now:,} environment steps gets longer by one iteration or more, which takes "
+            f"{config.steps_per_iteration:,}: give at least {now + config.steps_per_iteration:,} steps, not "
+            f"{total_steps:,}."
+        )
+    if isinstance(config.decoder, Identity):
+        return replace(config, {"stage_steps": (total_steps,), "extra_evaluations": (*config.extra_evaluations, now)})
+    count = max(1, round(more / config.stage_steps[-1]))
+    ends = [more * stage // count for stage in range(count + 1)]
+    stages = tuple(end - begin for begin, end in itertools.pairwise(ends))
+    return replace(config, {"stage_steps": config.stage_steps + stages})
+
+
+def extend(config: Config, state: TrainState, longer: Config) -> TrainState:
+    """The state from which `gorl.iterate(longer, state)` goes on with a run of `config`, finished or not.
+
+    A pure function. Everything up to `state` stays as it is, the curve included. The evaluation of the kept policy that
+    ended a finished run is dropped, because the longer run does not end there. The result is the same bit for bit as
+    that of a run that began with `longer`, unless `learner.annealing` is on: that goes by the share of the run which is
+    over, so the steps before `state` have annealed towards the end of the shorter run, and those after it anneal
+    towards the end of the longer one. The learning rate therefore rises where a finished run goes on.
+
+    **Arguments:**
+
+    - `config`: the config of the run so far.
+    - `state`: any state of that run, of one seed or of several.
+    - `longer`: the config to go on with: `gorl.lengthen(config, total_steps)`, or any other that only adds to the end.
+
+    **Returns:**
+
+    The state of the longer run.
+
+    **Raises:**
+
+    `gorl.InputError` if `longer` differs in more than what comes after the end, or `state` is not one of `config`.
+    """
+    if not continues(config, longer):
+        raise InputError(
+            "a run can go on only with a config that adds to its end: take gorl.lengthen(config, total_steps)."
+        )
+    axis = state.key.ndim  # that of evaluations and of refinements
+    last = int(schedule(config).evaluation[-1])
+    if state.returns.shape[axis] != last + 1:
+        raise InputError("this state is not one of a run with this config: give the config that the run has.")
+    like = shapes(longer, state.key)
+
+    def lengthened(count: int, leaf: Array, like: jax.ShapeDtypeStruct) -> Array:
+        """The first `count` entries of `leaf`, and as many more as `like` has."""
+        shape = (*like.shape[:axis], like.shape[axis] - count, *like.shape[axis + 1 :])
+        is_real = jnp.issubdtype(leaf.dtype, jnp.floating)
+        more = _unknown(*shape) if is_real else jnp.zeros(shape, leaf.dtype)
+        return jnp.concatenate([jax.lax.slice_in_dim(leaf, 0, count, axis=axis), more], axis)
+
+    returns, metrics = jax.tree.map(
+        lambda leaf, like: lengthened(last, leaf, like), (state.returns, state.metrics), (like.returns, like.metrics)
+    )
+    fits = jax.tree.map(lambda leaf, like: lengthened(leaf.shape[axis], leaf, like), state.fits, like.fits)
+    position = jnp.minimum(state.position, len(schedule(config)) - 1)
+    return eqx.tree_at(lambda s: (s.position, s.returns, s.metrics, s.fits), state, (position, returns, metrics, fits))
+
+
+def continues(config: Config, longer: Config) -> bool:
+    """Whether a run of `longer` is one of `config` up to the end of that, but for the evaluation of the kept policy."""
+    names = [field.name for field in dataclasses.fields(config) if field.name not in _ADDED]
+    if not all(getattr(config, name) == getattr(longer, name) for name in names):
+        return False
+    before, after = schedule(config), schedule(longer)
+    end = len(before) - 1
+    columns = ("phase", "stage", "iterations", "evaluation", "is_final")
+    return all(np.array_equal(getattr(before, column)[:end], getattr(after, column)[:end]) for column in columns)
