@@ -16,7 +16,9 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from ._config import Config
+from ._env import load_environment
 from ._errors import DamagedFileError, InputError
+from ._extend import continues, extend
 from ._hyperparameters import to_dict
 from ._policy import Policy, StagedDecoder
 from ._statistics import RunningStatistics
@@ -27,6 +29,8 @@ _POLICY, _STATE = "policy", "state"
 _FORMAT = 1
 _FIRST_LINE = re.compile(rb"gorl (\d{1,9}) ([0-9a-f]{64})\n")
 _UNFINISHED = ".unfinished"
+_OF_ENVIRONMENT = ".workers."  # the arrays of a state that an environment decides
+_SHOWN = 3  # arrays that have changed, in a message
 
 
 def write_whole(path: str | os.PathLike, content: bytes | str | list[bytes | memoryview]) -> None:
@@ -112,7 +116,7 @@ def load_policy(path: str | os.PathLike, *, seed: int | None = None, env: str | 
     if path.is_dir():
         path = path / POLICY_FILE
     header, weights = _read(path, _POLICY)
-    config = Config.from_json(json.dumps(header["config"]))
+    config = _config(path, header)
     if env is not None and str(config.env) != env:
         raise InputError(f"the policy in {path} was trained on {config.env}, not on {env}.")
 
@@ -127,6 +131,7 @@ def load_policy(path: str | os.PathLike, *, seed: int | None = None, env: str | 
     like = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct((*batch_shape, *leaf.shape), leaf.dtype), eqx.filter_eval_shape(skeleton)
     )
+    _check_arrays(path, header, like, config)
     policy = _deserialise(path, header, weights, like)
     if seed is None:
         return policy
@@ -151,6 +156,7 @@ def save_state(path: str | os.PathLike, state: TrainState, config: Config, note:
     `gorl.InputError` if the config cannot be written; `OSError` if the file cannot.
     """
     header = {
+        "environment": _environment(config),
         "seeds": list(state.key.shape),
         "random": str(jax.random.key_impl(state.key)),
         "note": note,
@@ -164,7 +170,7 @@ def load_state(path: str | os.PathLike, config: Config) -> tuple[TrainState, Any
     **Arguments:**
 
     - `path`: the file.
-    - `config`: of the run; a run cannot go on with another.
+    - `config`: of the run, or a longer one, for which the state is extended (`gorl.lengthen`, `gorl.extend`).
 
     **Returns:**
 
@@ -173,26 +179,31 @@ def load_state(path: str | os.PathLike, config: Config) -> tuple[TrainState, Any
     **Raises:**
 
     `gorl.InputError` if there is no such file, or it is damaged, or was written with another config (it says which
-    fields differ) or by a version of gorl that keeps other things in a state. A damaged file is a
-    `gorl.DamagedFileError`, which is one too.
+    fields differ), for an environment that has changed since, or by code that keeps other arrays in a state. A damaged
+    file is a `gorl.DamagedFileError`, which is one too.
     """
     path = pathlib.Path(path)
     header, arrays = _read(path, _STATE)
-    before = Config.from_json(json.dumps(header["config"]))  # where fields that came later have their defaults
+    before = _config(path, header)  # where fields that came later have their defaults
     changed = _differences(to_dict(before), to_dict(config))
-    if changed:
+    longer = Config.from_json(config.to_json())
+    if changed and not continues(before, longer):
         raise InputError(
             f"the run was begun with another config than it is to go on with: {'; '.join(changed)}. Set this right, or "
             "begin a new run."
         )
+    _check_environment(path, header, config)
     keys = jnp.broadcast_to(jax.random.key(0, impl=header["random"]), header["seeds"])
-    like = shapes(config, keys)
-    data = _deserialise(path, header, arrays, eqx.filter_eval_shape(_without_keys, like))
+    like = shapes(before, keys)
+    like_data = eqx.filter_eval_shape(_without_keys, like)
+    _check_arrays(path, header, like_data, config)
+    data = _deserialise(path, header, arrays, like_data)
 
     def with_key(leaf: Any, data: jax.Array) -> jax.Array:
         return jax.random.wrap_key_data(data, impl=header["random"]) if _is_key(leaf) else data
 
-    return jax.tree.map(with_key, like, data), header["note"]
+    state = jax.tree.map(with_key, like, data)
+    return extend(before, state, longer) if changed else state, header["note"]
 
 
 def _without_keys(tree: PyTree) -> PyTree:
@@ -224,6 +235,8 @@ def _write(path: str | os.PathLike, kind: str, config: Config, header: dict[str,
         "kind": kind,
         "gorl": importlib.metadata.version("gorl"),
         "config": json.loads(config.to_json()),
+        "x64": _is_x64(),
+        "arrays": _described(tree),
         **header,
     }
     pieces = [json.dumps(header).encode() + b"\n", arrays.getbuffer()]
@@ -262,15 +275,110 @@ def _digest(version: int, *pieces: bytes | memoryview) -> str:
     return digest.hexdigest()
 
 
+def _config(path: pathlib.Path, header: dict[str, Any]) -> Config:
+    try:
+        return Config.from_json(json.dumps(header["config"]))
+    except InputError as error:
+        raise InputError(
+            f"the config in {path}, which gorl {header['gorl']} wrote, cannot be understood (import the module of a "
+            f"learner or decoder of your own first): {error}"
+        ) from error
+
+
+def _environment(config: Config) -> dict[str, int]:
+    """What a run takes for granted of its environment: in words that a number goes after."""
+    episodes = load_environment(config.env)
+    return {
+        "observations of size": episodes.observation_size,
+        "actions of size": episodes.action_size,
+        "episodes of length": episodes.episode_length,
+    }
+
+
+def _check_environment(path: pathlib.Path, header: dict[str, Any], config: Config) -> None:
+    """Checks that an environment is what it was when a file was written.
+
+    **Raises:**
+
+    `gorl.InputError` if it is not.
+    """
+    now = _environment(config)
+    before = header.get("environment", now)  # the first files had none
+    changed = [f"{what} {before[what]} and has {now[what]}" for what in now if before[what] != now[what]]
+    if changed:
+        raise InputError(
+            f"the environment {config.env} has changed since {path} was written: it had {', '.join(changed)}. Take it "
+            "back to what it was, or begin a new run."
+        )
+
+
+def _check_arrays(path: pathlib.Path, header: dict[str, Any], like: PyTree, config: Config) -> None:
+    """Checks that a file holds the arrays that are needed now.
+
+    **Raises:**
+
+    `gorl.InputError` if it does not: it says what has changed since.
+    """
+    now = _described(like)
+    before = header.get("arrays", now)  # the first files did not name theirs
+    if before == now:
+        return
+    if header["x64"] != _is_x64():
+        was, turn = ("on", "on") if header["x64"] else ("off", "off")
+        raise InputError(
+            f"{path} was written with JAX's 64-bit numbers {was}: turn them {turn} to read it "
+            f"(JAX_ENABLE_X64={int(header['x64'])})."
+        )
+    names = [name for name in dict.fromkeys([*before, *now]) if before.get(name) != now.get(name)]
+    changed = ", ".join(
+        f"{name.lstrip('.')} was {before.get(name, 'not there')} and is {now.get(name, 'not there')}"
+        for name in names[:_SHOWN]
+    )
+    changed += f", and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    if header["gorl"] != importlib.metadata.version("gorl"):
+        raise _of_another_version(path, header)
+    if all(name.startswith(_OF_ENVIRONMENT) for name in names):
+        raise InputError(
+            f"the states of the environment {config.env} have changed since {path} was written: {changed}. Take it and "
+            "the package that it comes from back to what they were, or begin a new run."
+        )
+    raise InputError(
+        f"the code of the learner or the decoder, or a package that it uses, has changed since {path} was written: "
+        f"{changed}. Take it back to what it was to read the file."
+    )
+
+
 def _deserialise(path: pathlib.Path, header: dict[str, Any], arrays: memoryview, like: PyTree) -> PyTree:
     try:
         return eqx.tree_deserialise_leaves(io.BytesIO(arrays), like)
     except (RuntimeError, ValueError, EOFError) as error:
         # The checksum is right, so the file is what was written: it is the code that has changed since.
-        raise InputError(
-            f"{path} was written by gorl {header['gorl']}, whose arrays this version does not have: "
-            "install that one to read it."
-        ) from error
+        raise _of_another_version(path, header) from error
+
+
+def _of_another_version(path: pathlib.Path, header: dict[str, Any]) -> InputError:
+    if header["gorl"] == importlib.metadata.version("gorl"):
+        return InputError(
+            f"{path} holds other arrays than are needed now: its environment, the code or JAX's 64-bit numbers have "
+            "changed since it was written. Take them back to what they were to read it."
+        )
+    return InputError(
+        f"{path} was written by gorl {header['gorl']}, whose arrays this version does not have: "
+        "install that one to read it."
+    )
+
+
+def _described(tree: PyTree) -> dict[str, str]:
+    """The type and the shape of every array, by its place in a tree."""
+    return {
+        jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}"
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        if hasattr(leaf, "dtype")
+    }
+
+
+def _is_x64() -> bool:
+    return jax.config.jax_enable_x64  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _batch_shape(policy: Policy) -> list[int]:

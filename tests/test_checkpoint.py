@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import types
 
 import equinox as eqx
 import jax
@@ -13,6 +14,7 @@ import pytest
 
 import gorl
 import gorl._checkpoint as gorl_checkpoint
+import gorl._env as gorl_env
 import gorl._train as gorl_train
 from gorl._train import _start_batch, prepare
 
@@ -178,16 +180,133 @@ def test_a_field_that_came_later_has_not_changed(tiny, states, tmp_path):
     gorl.load_state(path, tiny)
 
 
-def test_a_state_with_other_arrays_names_the_version_that_wrote_it(tiny, states, tmp_path, monkeypatch):
-    gorl.save_state(tmp_path / "state", states[1], tiny)
+def test_a_state_for_a_longer_config_is_extended(tiny, states, tmp_path, assert_same):
+    gorl.save_state(tmp_path / "state", states[0], tiny, note="note")
+    longer = gorl.lengthen(tiny, 2_400)
+    loaded, note = gorl.load_state(tmp_path / "state", longer)
+    assert_same(loaded, gorl.extend(tiny, states[0], longer))
+    assert note == "note"
 
-    def other_shapes(config, key):
+
+# --- What has changed since. ---
+
+
+@pytest.fixture
+def other_shapes(monkeypatch):
+    """States have another array now."""
+
+    def other(config, key):
         return eqx.tree_at(lambda s: s.position, shapes(config, key), jax.ShapeDtypeStruct((3,), jnp.int32))
 
     shapes = gorl_checkpoint.shapes
-    monkeypatch.setattr(gorl_checkpoint, "shapes", other_shapes)
-    with pytest.raises(gorl.InputError, match=r"written by gorl \d+\.\d+\.\d+, whose arrays"):
+    monkeypatch.setattr(gorl_checkpoint, "shapes", other)
+
+
+def test_a_state_with_other_arrays_names_the_version_that_wrote_it(tiny, states, tmp_path, monkeypatch, other_shapes):
+    with monkeypatch.context() as patch:
+        patch.setattr("importlib.metadata.version", lambda name: "0.0.9")
+        gorl.save_state(tmp_path / "state", states[1], tiny)
+    with pytest.raises(gorl.InputError, match=r"written by gorl 0\.0\.9, whose arrays"):
         gorl.load_state(tmp_path / "state", tiny)
+
+
+def test_a_state_with_other_arrays_of_this_version_names_them(tiny, states, tmp_path, other_shapes):
+    gorl.save_state(tmp_path / "state", states[1], tiny)
+    sentence = r"learner or the decoder, .* has changed since .*: position was int32\[\] and is int32\[3\]\. "
+    with pytest.raises(gorl.InputError, match=sentence):
+        gorl.load_state(tmp_path / "state", tiny)
+
+
+def test_a_state_of_before_arrays_had_names_is_read(tiny, states, tmp_path, assert_same):
+    path = tmp_path / "state"
+    gorl.save_state(path, states[1], tiny)
+    _, header, arrays = path.read_bytes().split(b"\n", 2)
+    header = {name: part for name, part in json.loads(header).items() if name not in ("arrays", "x64", "environment")}
+    rest = json.dumps(header).encode() + b"\n" + arrays
+    path.write_bytes(f"gorl 1 {hashlib.sha256(b'1' + bytes([10]) + rest).hexdigest()}\n".encode() + rest)
+    assert_same(gorl.load_state(path, tiny)[0], states[1])
+
+
+class ChangingState(eqx.Module):
+    obs: jax.Array
+    reward: jax.Array
+    done: jax.Array
+    wind: jax.Array
+
+
+class Changing(eqx.Module):
+    observation_size: int = 2
+    action_size: int = 1
+    episode_length: int = 20
+    wind_size: int = 1
+
+    def reset(self, key):
+        return ChangingState(jnp.zeros(self.observation_size), jnp.zeros(()), jnp.zeros(()), jnp.zeros(self.wind_size))
+
+    def step(self, state, action):
+        return state
+
+
+@pytest.fixture
+def begun(tiny, tmp_path, monkeypatch):
+    """Saves a state of a run in an environment by name; returns what changes that, and what loads the state then."""
+    module = types.ModuleType("changing")
+    monkeypatch.setitem(sys.modules, "changing", module)
+
+    def change(**to):
+        module.env = Changing(**to)
+        gorl_env._load.cache_clear()
+        jax.clear_caches()  # as in another process, which has traced nothing
+
+    change()
+    config = gorl.replace(tiny, {"env": gorl.EnvConfig("changing:env")})
+    key = jax.random.key(0)
+
+    def zeros(leaf):
+        return key if leaf.dtype == key.dtype else jnp.zeros(leaf.shape, leaf.dtype)
+
+    gorl.save_state(tmp_path / "state", jax.tree.map(zeros, gorl_train.shapes(config, key)), config)
+    yield change, lambda: gorl.load_state(tmp_path / "state", config)
+    gorl_env._load.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("to", "words"),
+    [
+        ({"observation_size": 3}, "it had observations of size 2 and has 3"),
+        ({"action_size": 2, "episode_length": 30}, "actions of size 1 and has 2, episodes of length 20 and has 30"),
+        ({"wind_size": 2}, "wind was float32[16, 1] and is float32[16, 2]"),
+    ],
+)
+def test_an_environment_that_has_changed_is_told_from_a_version(begun, to, words):
+    change, load = begun
+    load()
+    change(**to)
+    with pytest.raises(gorl.InputError) as refused:
+        load()
+    sentence = str(refused.value)
+    assert words in sentence
+    assert "environment changing:env ha" in sentence
+    assert "gorl 0" not in sentence
+
+
+def test_numbers_of_another_width_are_told_from_a_version(tiny, states, trained, tmp_path):
+    gorl.save_policy(tmp_path / "policy", trained[1], tiny)
+    gorl.save_state(tmp_path / "state", states[1], tiny)
+    with jax.enable_x64(True):
+        for load in (lambda: gorl.load_policy(tmp_path / "policy"), lambda: gorl.load_state(tmp_path / "state", tiny)):
+            with pytest.raises(gorl.InputError, match=r"64-bit numbers off: turn them off .*JAX_ENABLE_X64=0"):
+                load()
+
+
+def test_a_policy_of_classes_that_are_not_there_says_what_to_import(tiny, trained, tmp_path):
+    path = tmp_path / "policy"
+    gorl.save_policy(path, trained[1], tiny)
+    path.write_bytes(path.read_bytes().replace(b'"FlowMatching"', b'"FlowMatchinh"'))
+    _, rest = path.read_bytes().split(b"\n", 1)
+    path.write_bytes(f"gorl 1 {hashlib.sha256(b'1' + bytes([10]) + rest).hexdigest()}\n".encode() + rest)
+    with pytest.raises(gorl.InputError, match=r"import the module .*'FlowMatching'"):
+        gorl.load_policy(path)
 
 
 # --- Files. ---
