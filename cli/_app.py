@@ -154,11 +154,26 @@ def train(
 
 
 @app.command()
-def resume(run: Annotated[pathlib.Path, typer.Argument(help="The directory of a run that was stopped.")]) -> None:
-    """Go on with a run that was stopped, bit for bit as if it had not been."""
+def resume(
+    run: Annotated[pathlib.Path, typer.Argument(help="The directory of a run that was stopped or is finished.")],
+    steps: Annotated[
+        str | None,
+        typer.Option(
+            help="Make the run longer: environment steps per seed, over all stages, those that are done among them. "
+            "Further stages as long as its last are added; without a decoder its one stage gets longer."
+        ),
+    ] = None,
+) -> None:
+    """Go on with a run that was stopped, bit for bit as if it had not been; with --steps, beyond its end as well.
+
+    With --steps everything up to the end before stays as it is, and what follows is what a run that began with all
+    these steps would have done, bit for bit unless learner.annealing is on: that anneals towards the new end from there
+    on, so the learning rate rises. Until the run is finished again, policies.eqx and summary.json are those of its end
+    before.
+    """
     from ._train import resume as resume_run
 
-    raise typer.Exit(resume_run(run))
+    raise typer.Exit(resume_run(run, _total_steps(steps)))
 
 
 @app.command("eval")
@@ -348,14 +363,22 @@ def _changer(
     given = [option for option, value in (("--steps", steps), ("--stages", stages)) if value is not None]
     if given and "stage_steps" in names:
         raise gorl.InputError(f"--set stage_steps says what {' and '.join(given)} would: leave one or the other out.")
-    total = None
-    if steps is not None:
-        try:
-            total = gorl.whole_number(steps)
-        except ValueError as error:
-            raise gorl.InputError(f"--steps must be a whole number such as 2e6, not {steps!r}.") from error
-        if total < 1:
-            raise gorl.InputError(f"--steps must be at least 1, not {total}.")
+    total = _total_steps(steps)
     if stages is not None and stages < 1:
         raise gorl.InputError(f"--stages must be at least 1, not {stages}.")
     return lambda config, values: gorl.reschedule(config, total_steps=total, num_stages=stages, changes=values)
+
+
+def _total_steps(steps: str | None) -> int | None:
+    """What `--steps` was given."""
+    import gorl
+
+    if steps is None:
+        return None
+    try:
+        total = gorl.whole_number(steps)
+    except ValueError as error:
+        raise gorl.InputError(f"--steps must be a whole number such as 2e6, not {steps!r}.") from error
+    if total < 1:
+        raise gorl.InputError(f"--steps must be at least 1, not {total}.")
+    return total

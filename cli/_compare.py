@@ -10,7 +10,7 @@ import numpy as np
 import gorl
 
 from ._directory import Run
-from ._output import check_output
+from ._output import check_output, write_output
 from ._plot import SUFFIXES, RunCurve, action_distributions, encode, learning_curves
 from ._say import say
 from ._tails import shortest_tails
@@ -33,7 +33,7 @@ def plot_curves(runs: Sequence[Run], path: pathlib.Path) -> None:
     envs = list(dict.fromkeys(str(run.config.env) for run in runs))
     title = envs[0] if len(envs) == 1 else ""
     title = f"{runs[0].method} on {title}" if len(runs) == 1 else title
-    gorl.write_whole(path, encode(learning_curves(curves, title=title), suffix))
+    write_output(path, encode(learning_curves(curves, title=title), suffix))
     print(path)
 
 
@@ -54,7 +54,7 @@ def plot_actions(run: Run, path: pathlib.Path, *, seed: int | None, key: int) ->
     suffix = check_output(path, SUFFIXES)
     policy = run.policy(seed)
     figure = action_distributions(run.config.env, policy, jax.random.key(key))
-    gorl.write_whole(path, encode(figure, suffix))
+    write_output(path, encode(figure, suffix))
     print(path)
 
 

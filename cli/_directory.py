@@ -22,6 +22,7 @@ from jaxtyping import Key
 
 import gorl
 
+from ._place import Place, advice
 from ._say import command, say
 
 _FORMAT = 1
@@ -128,7 +129,27 @@ class Run:
             gorl.write_whole(self.directory / _RUN, json.dumps(content, indent=2) + "\n")
         except OSError as error:
             (self.directory / _CONFIG).unlink(missing_ok=True)
-            raise gorl.InputError(f"--out {self.directory} cannot be written: {error.strerror}.") from error
+            raise gorl.InputError(
+                f"--out {self.directory} cannot be written ({error.strerror}): {advice(error)}, or give another "
+                "directory."
+            ) from error
+
+    def lengthen(self, config: gorl.Config) -> "Run":
+        """Makes it a run with a longer config. One file says so: at every moment it is the one run or the other.
+
+        **Returns:**
+
+        The longer run.
+
+        **Raises:**
+
+        `gorl.InputError` if that cannot be written; then it is the run that it was.
+        """
+        try:
+            gorl.write_whole(self.directory / _CONFIG, config.to_json())
+        except OSError as error:
+            raise self._unwritable(error) from error
+        return dataclasses.replace(self, config=config)
 
     def writing(self) -> contextlib.AbstractContextManager[None]:
         """Only one process at a time writes to a run.
@@ -138,6 +159,17 @@ class Run:
         `gorl.InputError` if another process does.
         """
         return only_writer(self.directory, f"the run in {self.directory}")
+
+    def _unwritable(self, error: OSError) -> gorl.InputError:
+        return gorl.InputError(
+            f"the run in {self.directory} cannot be written ({error.strerror}): {advice(error)}, or copy it to where "
+            "it can be, and go on there."
+        )
+
+    @property
+    def place(self) -> Place:
+        """Where it is written, as long as that is there."""
+        return Place(self.directory / _RUN, self.identifier)
 
     @property
     def keys(self) -> Key[jax.Array, " seeds"]:
@@ -150,9 +182,25 @@ class Run:
         return range(self.first_seed, self.first_seed + self.seeds)
 
     @property
+    def env_steps(self) -> int:
+        """Environment steps of each seed, when it is finished."""
+        return sum(self.config.stage_iterations) * self.config.steps_per_iteration
+
+    @property
     def is_finished(self) -> bool:
-        """Whether everything has been written that a run leaves."""
-        return self.summary_file.exists()
+        """Whether everything has been written that a run leaves.
+
+        A summary of what the run was before it got longer does not count.
+        """
+        if not self.summary_file.exists():
+            return False
+        return self._summary().get("env_steps", self.env_steps) == self.env_steps  # the first summaries had none
+
+    def _summary(self) -> dict[str, Any]:
+        try:
+            return json.loads(self.summary_file.read_text())
+        except (OSError, ValueError) as error:
+            raise gorl.InputError(f"{self.summary_file} is not what gorl train wrote: copy it again.") from error
 
     @property
     def curve_file(self) -> pathlib.Path:
@@ -216,12 +264,10 @@ class Run:
         for directory in (self.directory, self.directory / _CHECKPOINTS):
             gorl.remove_unfinished(directory)
 
-    def remove_checkpoints(self) -> None:
-        """Removes the checkpoints of a run that is finished."""
-        for path in self._checkpoints():
-            path.unlink()
-        with contextlib.suppress(OSError):  # somebody keeps a file of their own there
-            (self.directory / _CHECKPOINTS).rmdir()
+    def keep_newest_checkpoint(self) -> None:
+        """Removes the checkpoints of a run that is finished, but for the newest one, from which it can get longer."""
+        for path in self._checkpoints()[:-1]:
+            path.unlink(missing_ok=True)
 
     def _checkpoints(self) -> list[pathlib.Path]:
         return sorted((self.directory / _CHECKPOINTS).glob("[0-9]*.eqx"))
@@ -231,11 +277,15 @@ class Run:
     def policies(self) -> gorl.Policy:
         """The kept policies, one of each seed; of a run that has not come to its end, the best so far, and it says so.
 
+        Of a run that is getting longer they are those that it had kept at its end before.
+
         **Raises:**
 
         `gorl.InputError` if there are none yet.
         """
         if self.policies_file.exists():
+            if not self.is_finished:
+                say("this run is not finished: these are the policies that it kept when it last came to its end")
             return gorl.load_policy(self.policies_file)
         restored = self.restore()
         if restored is None:
@@ -284,7 +334,7 @@ class Run:
         if not self.is_finished:
             say(f"the policy of seed {self.first_seed}, the first; --seed takes another")
             return self.first_seed
-        kept = json.loads(self.summary_file.read_text())["kept_policy_return"]
+        kept = self._summary()["kept_policy_return"]
         best = max(kept, key=lambda seed: -math.inf if kept[seed] is None else kept[seed])
         say(f"the policy of seed {best}, the best of {self.seeds}; --seed takes another")
         return int(best)
@@ -333,11 +383,11 @@ def check_new(directory: pathlib.Path, is_named: bool) -> None:
     if is_named and directory.exists():
         if not directory.is_dir():
             raise gorl.InputError(f"--out {directory} is a file: give a directory.")
-        advice = "give a new or an empty directory"
+        way_out = "give a new or an empty directory"
         if (directory / _RUN).exists():
-            advice = f"{advice}, or go on with {command('gorl', 'resume', directory)}"
+            way_out = f"{way_out}, or go on with {command('gorl', 'resume', directory)}"
         if any(path.name != _LOCK for path in directory.iterdir()):
-            raise gorl.InputError(f"--out {directory} is already in use: {advice}.")
+            raise gorl.InputError(f"--out {directory} is already in use: {way_out}.")
     existing = directory
     while not existing.exists():
         existing = existing.parent
@@ -400,7 +450,10 @@ def only_writer(directory: pathlib.Path, what: str) -> Iterator[None]:
     except filelock.Timeout as error:
         raise gorl.InputError(f"{what} is being written by another process: wait for it, or stop it.") from error
     except OSError as error:
-        raise gorl.InputError(f"{what} cannot be written: {error.strerror}.") from error
+        raise gorl.InputError(
+            f"{what} cannot be written ({error.strerror}): {advice(error)}, or copy it to where it can be, and go on "
+            "there."
+        ) from error
     try:
         yield
     finally:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import gorl
 
-from ._output import check_output
+from ._output import check_output, write_output
 from ._say import say
 
 _DRAWS = ("latent", "seed")
@@ -65,7 +65,7 @@ def export(policy: gorl.Policy, path: pathlib.Path, draw: str) -> None:
                 raise
             say(f"{file} is left out: {error}")
             continue
-        gorl.write_whole(file, content)
+        write_output(file, content)
         print(f"{file}, {len(content) / 1000:,.0f} kB: {signature}")
 
 

@@ -1,12 +1,14 @@
 """Loggers that people use beside the files of a run."""
 
 import abc
+import contextlib
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import gorl
 
 from ._directory import Run
+from ._say import say
 
 Row = dict[str, float | int | str]
 _WHAT_A_ROW_IS_OF = frozenset(("seed", "stage", "env_steps", "wall_seconds", "diverged_at", "divergence"))
@@ -30,9 +32,10 @@ class TensorBoard(AbstractLogger):
     def __init__(self, run: Run):
         from tensorboardX import SummaryWriter
 
-        # A run that goes on has every row again: TensorBoard drops what an earlier process has logged.
+        # A run that goes on has every row again: TensorBoard drops what an earlier process has logged. The queue has no
+        # limit, because the thread that empties it ends where it cannot write, and a full queue would block for ever.
         self._writers = {
-            seed: SummaryWriter(str(run.directory / "tensorboard" / f"seed_{seed}"), purge_step=0)
+            seed: SummaryWriter(str(run.directory / "tensorboard" / f"seed_{seed}"), purge_step=0, max_queue=0)
             for seed in run.seed_numbers
         }
 
@@ -97,13 +100,42 @@ def check_loggers(names: Sequence[str]) -> None:
             raise gorl.InputError(f"--log {name} takes {package}, which is not installed: pip install 'gorl[{name}]'.")
 
 
-def open_loggers(run: Run, rows: Sequence[Row]) -> list[AbstractLogger]:
-    """The loggers of a run that has come as far as these rows."""
-    loggers = [_LOGGERS[name][0](run) for name in dict.fromkeys(run.log)]  # pyright: ignore[reportCallIssue]
-    for begin in range(0, len(rows), run.seeds):
-        for logger in loggers:
-            logger.write(rows[begin : begin + run.seeds])
-    return loggers
+class Loggers:
+    """The loggers of a run. One that cannot write is left out from then on: a log is no reason to lose a run.
+
+    **Arguments:**
+
+    - `run`: the run.
+    - `rows`: as far as it has come.
+    """
+
+    def __init__(self, run: Run, rows: Sequence[Row]):
+        self._open: dict[str, AbstractLogger] = {}
+        for name in dict.fromkeys(run.log):
+            with self._spared(name):
+                self._open[name] = _LOGGERS[name][0](run)  # pyright: ignore[reportCallIssue]
+        for begin in range(0, len(rows), run.seeds):
+            self.write(rows[begin : begin + run.seeds])
+
+    def write(self, rows: Sequence[Row]) -> None:
+        """Takes the rows of one evaluation, one of each seed."""
+        for name, logger in list(self._open.items()):
+            with self._spared(name):
+                logger.write(rows)
+
+    def close(self) -> None:
+        """Sees to it that everything has arrived."""
+        for name, logger in list(self._open.items()):
+            with self._spared(name):
+                logger.close()
+
+    @contextlib.contextmanager
+    def _spared(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self._open.pop(name, None)
+            say(f"--log {name} could not be written ({error.strerror}): the run goes on without it")
 
 
 def _figures(row: Row) -> dict[str, float]:

@@ -6,6 +6,8 @@ from collections.abc import Collection
 
 import gorl
 
+from ._place import advice
+
 
 def check_output(path: pathlib.Path, suffixes: Collection[str]) -> str:
     """Makes sure that a file can be written, before anything is computed for it.
@@ -32,3 +34,18 @@ def check_output(path: pathlib.Path, suffixes: Collection[str]) -> str:
     if not path.parent.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):
         raise gorl.InputError(f"-o {path} cannot be written: give a file in a directory that is there and writable.")
     return suffix
+
+
+def write_output(path: pathlib.Path, content: bytes) -> None:
+    """Writes a file, whole or not at all.
+
+    **Raises:**
+
+    `gorl.InputError` if it cannot be written, such as on a full disk.
+    """
+    try:
+        gorl.write_whole(path, content)
+    except OSError as error:
+        raise gorl.InputError(
+            f"-o {path} cannot be written ({error.strerror}): {advice(error)}, or give another file."
+        ) from error

@@ -1,5 +1,6 @@
 """What is seen while a run goes on: a live bar in a terminal, plain lines anywhere else."""
 
+import contextlib
 import time
 from collections.abc import Sequence
 from types import TracebackType
@@ -133,7 +134,8 @@ class Progress:
 
     def _say(self, line: str, in_terminal: bool = True) -> None:
         if in_terminal or not self._console.is_terminal:
-            self._console.print(line, soft_wrap=True)
+            with contextlib.suppress(OSError):  # a log on a full disk is no reason to end a run
+                self._console.print(line, soft_wrap=True)
 
 
 def finite_mean(values: np.ndarray) -> float:

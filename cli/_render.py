@@ -20,7 +20,7 @@ from jaxtyping import UInt8
 
 import gorl
 
-from ._output import check_output
+from ._output import check_output, write_output
 from ._say import plain_console
 
 # Kinds of files, and the most frames a second in each. Browsers slow down a GIF that has many more than 20.
@@ -96,7 +96,7 @@ def render(
             on_frame=show,
         )
         content = encode(film, suffix)
-    gorl.write_whole(path, content)
+    write_output(path, content)
     seconds = (film.frames.shape[1] - 1) / film.frames_per_second
     returns = ", ".join(f"{of_episode:.1f}" for of_episode in film.returns)
     console.print(

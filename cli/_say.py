@@ -1,5 +1,6 @@
 """Words beside the results: to people in a line on standard error, to programs as JSON."""
 
+import contextlib
 import json
 import math
 import shlex
@@ -11,7 +12,8 @@ import rich.console
 
 def say(line: str) -> None:
     """Says something in a line that is no result, so that standard output holds nothing else."""
-    print(f"gorl: {line}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # a log on a full disk is no reason to end a run
+        print(f"gorl: {line}", file=sys.stderr, flush=True)
 
 
 def plain_console() -> rich.console.Console:

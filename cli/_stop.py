@@ -1,5 +1,6 @@
 """Stopping when asked to: Ctrl-C, and the SIGTERM of a cluster or a time limit."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -64,7 +65,8 @@ class Stop:
     def _take_note(self, number: int, frame: FrameType | None) -> None:
         self._received = number
         self._restore()
-        print(self._notice, file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):  # a log on a full disk
+            print(self._notice, file=sys.stderr, flush=True)
 
     def _restore(self) -> None:
         if self._before:

@@ -1,10 +1,13 @@
 """`gorl sweep`: many settings of one config, as many as possible of them in one compiled run."""
 
+import contextlib
 import dataclasses
+import functools
 import itertools
 import json
 import pathlib
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -18,6 +21,7 @@ import gorl
 from ._directory import check_new, check_seeds, keys_of, make_directory, only_writer, versions
 from ._interval import mean_interval
 from ._log import Row
+from ._place import GoneError, Place, advice
 from ._plot import RunCurve, encode, learning_curves
 from ._progress import Progress, finite_mean
 from ._say import as_json, command, plain_console, say
@@ -125,38 +129,56 @@ def sweep(
         for batched, group in zip(batches, together.values(), strict=True)
     ]
     directory = make_directory(directory, is_named)
+    place = Place(directory / "sweep.json", uuid.uuid4().hex)
+    groups = list(zip(batches, runs, together.values(), strict=True))
     began = time.monotonic()
     with only_writer(directory, f"--out {directory}"):
         check_new(directory, is_named=True)  # another process may have been there meanwhile
         try:
-            gorl.write_whole(directory / "sweep.json", _description(chosen[0], method, grid, seed_numbers))
+            gorl.write_whole(place.mark, _description(chosen[0], method, grid, seed_numbers, place.identifier))
         except OSError as error:
-            raise gorl.InputError(f"--out {directory} cannot be written: {error.strerror}.") from error
-        done = _follow(method, list(zip(batches, runs, together.values(), strict=True)), seed_numbers, directory)
-        if isinstance(done, int):
-            return done
-        done.sort(key=lambda pair: _rank(pair[1]), reverse=True)
-        gorl.write_whole(directory / "sweep.png", _picture(f"{method} on {done[0][0].config.env}", done))
-    _show(method, done, grid, options, first_seed, time.monotonic() - began, directory)
-    return 0
+            raise gorl.InputError(
+                f"--out {directory} cannot be written ({error.strerror}): {advice(error)}, or give another directory."
+            ) from error
+        try:
+            followed = _follow(method, groups, seed_numbers, place)
+        except GoneError:
+            say(
+                f"{directory} has been moved, deleted or replaced, so the sweep stops. If it was moved, its sweep.csv "
+                "has what there was until then. No sweep can be gone on with: begin a new one"
+            )
+            return 1
+    if isinstance(followed, int):
+        return followed
+    done, is_written = followed
+    with contextlib.suppress(OSError):  # a log on a full disk
+        _show(method, done, grid, options, first_seed, time.monotonic() - began, directory)
+    return 0 if is_written else 1
 
 
 def _follow(
     method: str,
     groups: Sequence[tuple[gorl.Config, Iterator[tuple[gorl.Chunk, gorl.TrainState]], Sequence[Trial]]],
     seed_numbers: Sequence[int],
-    directory: pathlib.Path,
-) -> list[tuple[Trial, gorl.Result]] | int:
+    place: Place,
+) -> tuple[list[tuple[Trial, gorl.Result]], bool] | int:
     """Trains one group of trials after the other, and writes how they do on the way.
 
     **Returns:**
 
-    Each trial with its result, which has an axis of seeds; or the exit code, if it was stopped.
+    Each trial with its result, which has an axis of seeds, the best one first, and whether everything is written; or
+    the exit code, if it was stopped.
     """
+    directory, seeds = place.mark.parent, len(seed_numbers)
+
+    def write(name: str, content: str | bytes, then: str = "the sweep goes on, and tries again later") -> bool:
+        """Writes a file. Where that fails everything is still in memory, so the sweep goes on and tries again."""
+        return place.try_to_write(f"no {name}", functools.partial(gorl.write_whole, directory / name, content), then)
+
     began = time.monotonic()
-    seeds = len(seed_numbers)
     done: list[tuple[Trial, gorl.Result]] = []
     rows: list[Row] = []
+    is_written = True
     for batched, chunks, group in groups:
         config, count = group[0].config, len(group)
         labels = [(trial, seed) for trial in group for seed in seed_numbers]
@@ -177,7 +199,7 @@ def _follow(
                     wall_seconds.append(round(time.monotonic() - began, 3))
                     new = curve_rows(config, [seed for _, seed in labels], state, wall_seconds)
                     so_far = rows + _labelled(new, labels, is_kept=False)
-                    gorl.write_whole(directory / "sweep.csv", table(so_far))
+                    write("sweep.csv", table(so_far))
                 if stop.exit_code is not None:
                     break
         if stop.exit_code is not None:
@@ -186,11 +208,15 @@ def _follow(
         assert state is not None
         result = gorl.finish(batched, state)
         rows = so_far + _labelled(_kept_rows(result, so_far[-len(labels) :]), labels, is_kept=True)
-        gorl.write_whole(directory / "sweep.csv", table(rows))
+        is_written = write("sweep.csv", table(rows))
         for index, trial in enumerate(group):
             part = slice(index * seeds, (index + 1) * seeds)
             done.append((trial, jax.tree.map(lambda leaf, part=part: leaf[part], result)))
-    return done
+    done.sort(key=lambda pair: _rank(pair[1]), reverse=True)
+    at_last = "the sweep is over, and what is shown here is all there is of that"
+    is_written = is_written or write("sweep.csv", table(rows), at_last)
+    is_written &= write("sweep.png", _picture(f"{method} on {done[0][0].config.env}", done), at_last)
+    return done, is_written
 
 
 def batch(configs: Sequence[gorl.Config], seeds: int) -> gorl.Config:
@@ -226,13 +252,14 @@ def _rank(result: gorl.Result) -> float:
     return -np.inf if np.isnan(mean) else mean
 
 
-def _description(trial: Trial, method: str, grid: Mapping[str, str], seed_numbers: range) -> str:
+def _description(trial: Trial, method: str, grid: Mapping[str, str], seed_numbers: range, identifier: str) -> str:
     return as_json(
         {
             "method": method,
             "set": dict(grid),
             "seeds": list(seed_numbers),
             "config": json.loads(trial.config.to_json()),  # of the first setting
+            "identifier": identifier,
             "versions": versions(),
         }
     )

@@ -3,10 +3,11 @@
 import contextlib
 import csv
 import dataclasses
+import functools
 import io
 import pathlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -15,7 +16,8 @@ import numpy as np
 import gorl
 
 from ._directory import Run, check_new, check_seeds, make_directory, versions
-from ._log import Row, check_loggers, open_loggers
+from ._log import Loggers, Row, check_loggers
+from ._place import GoneError, advice
 from ._plot import RunCurve, encode, learning_curves
 from ._progress import Progress
 from ._say import as_json, command, say
@@ -23,6 +25,7 @@ from ._show import summary
 from ._stop import Stop
 
 DIVERGED = 3  # the exit code of a run in which the numbers of a seed stopped being finite
+_TRY_AGAIN = "the run goes on, and tries again later"
 
 
 def begin(run: Run, is_named: bool) -> int:
@@ -55,8 +58,13 @@ def begin(run: Run, is_named: bool) -> int:
         return _follow(run, chunks, None, {})
 
 
-def resume(directory: pathlib.Path) -> int:
-    """Goes on with a run that was stopped, from its newest checkpoint that is whole.
+def resume(directory: pathlib.Path, total_steps: int | None = None) -> int:
+    """Goes on with a run that was stopped, from its newest checkpoint that is whole, or beyond its end.
+
+    **Arguments:**
+
+    - `directory`: of the run.
+    - `total_steps`: environment steps of each seed when it is finished; `None` for as many as it has.
 
     **Returns:**
 
@@ -68,20 +76,34 @@ def resume(directory: pathlib.Path) -> int:
     """
     run = Run.open(directory)
     check_loggers(run.log)
-    if run.is_finished:
-        raise gorl.InputError(f"the run in {directory} is finished: there is nothing to go on with.")
+    config = run.config if total_steps is None else gorl.lengthen(run.config, total_steps)
+    if run.is_finished and config == run.config:
+        raise gorl.InputError(
+            f"the run in {directory} is finished: give --steps, and more of them than its "
+            f"{sum(run.config.stage_steps):,}, to go on."
+        )
     with run.writing():
         run.clean()
         restored = run.restore()
+        if restored is None and run.is_finished:
+            raise gorl.InputError(
+                f"the run in {directory} is finished and has no checkpoint any more, so it cannot get longer: begin a "
+                f"new one with --steps {total_steps}."
+            )
         if restored is None:
             say(f"{directory} has no checkpoint yet: the run begins")
-            return _follow(run, gorl.iterate(run.config, run.keys), None, {})
-        state, note = restored
-        before, now = note["versions"], versions()
-        changed = [f"{name} was {before[name]} and is {now[name]}" for name in now if before.get(name) != now[name]]
-        if changed:
-            say(f"it will not be the same bit for bit as if it had not been stopped: {', '.join(changed)}")
-        return _follow(run, gorl.iterate(run.config, state), state, note)
+            state, note = None, {}
+        else:
+            state, note = restored
+            before, now = note["versions"], versions()
+            changed = [f"{name} was {before[name]} and is {now[name]}" for name in now if before.get(name) != now[name]]
+            if changed:
+                say(f"it will not be the same bit for bit as if it had not been stopped: {', '.join(changed)}")
+        if config != run.config and state is not None:
+            state = gorl.extend(run.config, state, config)
+        chunks = gorl.iterate(config, run.keys if state is None else state)  # checks that it can go on
+        run = run if config == run.config else run.lengthen(config)
+        return _follow(run, chunks, state, note)
 
 
 def _follow(
@@ -90,8 +112,26 @@ def _follow(
     state: gorl.TrainState | None,
     note: dict[str, Any],
 ) -> int:
+    """Goes through the chunks that are left, as long as the run is where it was."""
+    try:
+        return _go_through(run, chunks, state, note)
+    except GoneError:
+        say(
+            f"{run.directory} has been moved, deleted or replaced, so the run stops. What it did since its newest "
+            "checkpoint is lost. If it was moved, go on with gorl resume and the directory that it is in now; if it "
+            "was deleted, begin a new run"
+        )
+        return 1
+
+
+def _go_through(
+    run: Run,
+    chunks: Iterator[tuple[gorl.Chunk, gorl.TrainState]],
+    state: gorl.TrainState | None,
+    note: dict[str, Any],
+) -> int:
     """Goes through the chunks that are left, and writes what has to be written on the way."""
-    config, directory = run.config, run.directory
+    config, directory, place = run.config, run.directory, run.place
     seconds_before, wall_seconds = note.get("seconds", 0.0), list(note.get("wall_seconds", ()))
     began = last_saved = time.monotonic()
     is_saved = state is not None
@@ -99,18 +139,17 @@ def _follow(
     def clock() -> float:
         return seconds_before + time.monotonic() - began
 
-    def save(state: gorl.TrainState) -> bool:
+    def save(state: gorl.TrainState, then: str = _TRY_AGAIN) -> bool:
         """Writes a checkpoint. Where that fails the run is still sound, so it goes on and tries again."""
         nonlocal last_saved
         last_saved = time.monotonic()
         note = {"seconds": clock(), "wall_seconds": wall_seconds, "versions": versions()}
-        return _try_to_write("no checkpoint", lambda: run.save(state, note))
+        return place.try_to_write("no checkpoint", lambda: run.save(state, note), then)
 
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(Stop("gorl: stopping after this chunk, and saving; once more to stop at once"))
-        loggers = open_loggers(run, [] if state is None else curve_rows(config, run.seed_numbers, state, wall_seconds))
-        for logger in loggers:
-            stack.callback(logger.close)
+        loggers = Loggers(run, [] if state is None else curve_rows(config, run.seed_numbers, state, wall_seconds))
+        stack.callback(loggers.close)
         title = f"{run.method} on {config.env}: {run.seeds} seed{'s' * (run.seeds > 1)}"
         progress = stack.enter_context(Progress(config, title, [f"seed {seed}" for seed in run.seed_numbers]))
         for chunk, state in chunks:
@@ -122,9 +161,9 @@ def _follow(
             if chunk.phase == gorl.Phase.EVALUATE and not chunk.is_final:
                 wall_seconds.append(round(clock(), 3))
                 rows = curve_rows(config, run.seed_numbers, state, wall_seconds)
-                _try_to_write("no curve.csv", lambda rows=rows: gorl.write_whole(run.curve_file, table(rows)))
-                for logger in loggers:
-                    logger.write(rows[-run.seeds :])
+                write = functools.partial(gorl.write_whole, run.curve_file, table(rows))
+                place.try_to_write("no curve.csv", write, _TRY_AGAIN)
+                loggers.write(rows[-run.seeds :])
             if stop.exit_code is not None or time.monotonic() - last_saved >= run.checkpoint_interval:
                 is_saved = save(state)
             if stop.exit_code is not None:
@@ -134,20 +173,24 @@ def _follow(
         say(f"{kept}; go on with: {command('gorl', 'resume', directory)}")
         return stop.exit_code
     assert state is not None
+    if not is_saved:
+        save(state, "gorl resume --steps would go on from the one before")
     result = gorl.finish(config, state)
     try:
+        place.check()
         gorl.write_whole(run.curve_file, table(curve_rows(config, run.seed_numbers, state, wall_seconds)))
         gorl.save_policy(run.policies_file, result.policy, config)
         figure = learning_curves([curve_of(run, result)], title=f"{run.method} on {config.env}")
         gorl.write_whole(run.picture_file, encode(figure, ".png"))
         gorl.write_whole(run.summary_file, _summary(run, result, clock()))
     except OSError as error:
-        save(state)
+        place.check()
         why = f"the results could not be written to {directory} ({error.strerror})"
-        say(f"{why}: make room, and {command('gorl', 'resume', directory)}")
+        say(f"{why}: {advice(error)}, and {command('gorl', 'resume', directory)}")
         return 1
-    run.remove_checkpoints()
-    summary(run, result, clock())
+    run.keep_newest_checkpoint()
+    with contextlib.suppress(OSError):  # everything is in the directory, whether it can be shown or not
+        summary(run, result, clock())
     return DIVERGED if np.any(result.diverged_at >= 0) else 0
 
 
@@ -199,20 +242,12 @@ def curve_of(run: Run, result: gorl.Result) -> RunCurve:
     return RunCurve(run.method, curve.env_steps[0], np.asarray(curve.stage[0]), np.asarray(curve.mean_return))
 
 
-def _try_to_write(what: str, write: Callable[[], object]) -> bool:
-    try:
-        write()
-    except OSError as error:
-        say(f"{what} could be written ({error.strerror}): the run goes on, and tries again later")
-        return False
-    return True
-
-
 def _summary(run: Run, result: gorl.Result, wall_seconds: float) -> str:
     returns = np.asarray(result.returns)
     diverged_at = np.asarray(result.diverged_at, np.int64) * run.config.steps_per_iteration
     content = {
         "method": run.method,
+        "env_steps": run.env_steps,
         "kept_policy_return": {
             str(seed): float(of_seed.mean()) for seed, of_seed in zip(run.seed_numbers, returns, strict=True)
         },

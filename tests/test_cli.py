@@ -39,6 +39,7 @@ def test_train_leaves_everything_that_it_promises(command, tmp_path):
     assert output.endswith(f" are in {directory}\n")
     assert sorted(path.name for path in directory.iterdir()) == [
         ".lock",
+        "checkpoints",
         "config.json",
         "curve.csv",
         "curve.png",

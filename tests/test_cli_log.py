@@ -1,7 +1,10 @@
 """The loggers of `gorl train --log`."""
 
+import contextlib
 import importlib.util
 import json
+import resource
+import threading
 
 import numpy as np
 import pytest
@@ -9,7 +12,7 @@ import wandb
 from tensorboardX.proto import event_pb2
 
 import gorl
-from gorl_cli._log import check_loggers, open_loggers
+from gorl_cli._log import Loggers, check_loggers
 
 ROWS = [
     {
@@ -42,9 +45,7 @@ def events(directory):
 
 
 def log(run, rows):
-    loggers = open_loggers(run, rows)
-    for logger in loggers:
-        logger.close()
+    Loggers(run, rows).close()
 
 
 def test_tensorboard_has_every_figure_of_every_seed(run_that_logs):
@@ -97,9 +98,33 @@ def test_weights_and_biases_works_offline(run_that_logs, monkeypatch):
     assert [json.loads(row["env_steps"]) for row in history] == [0, 800, 1600]
 
 
+@contextlib.contextmanager
+def no_file_can_grow():
+    """As on a full disk, for this process."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_log_that_cannot_be_written_is_left_out(run_that_logs, capsys, monkeypatch):
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)  # the thread of tensorboardX ends with an error
+    loggers = Loggers(run_that_logs("tensorboard"), ROWS[:3])
+    many = {f"figure {number}": 0.0 for number in range(1000)}  # more than any queue holds
+    with no_file_can_grow():
+        loggers.write([row | many for row in ROWS[3:6]])
+        loggers.write(ROWS[6:])
+        loggers.close()
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("gorl:")]
+    assert line == "gorl: --log tensorboard could not be written (File too large): the run goes on without it"
+
+
 def test_by_default_nothing_is_logged(run_that_logs):
     run = run_that_logs()
-    assert open_loggers(run, ROWS) == []
+    log(run, ROWS)
+    assert list(run.directory.iterdir()) == []
 
 
 def test_a_misspelt_logger():

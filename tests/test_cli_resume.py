@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from killing import METHODS, SMALL, Process, check_files, kill, rows
 
+import gorl
 import gorl_cli._train
 from gorl_cli._directory import Run
 
@@ -200,6 +201,91 @@ def test_where_no_checkpoint_is_left_nothing_is_touched(copied, command):
     assert contents(copied) == before
 
 
+# --- Longer. ---
+
+
+@pytest.fixture(scope="module")
+def longer(tmp_path_factory, begin, cache):
+    """The directory of a run that began with two stages more, and to which nothing happens."""
+    run = tmp_path_factory.mktemp("longer") / "run"
+    arguments = [str(argument).replace("640,320", "640,320,320,320") for argument in begin("gorl-flow", 1, run)]
+    code, _, error = Process(*arguments, cache=cache).end()
+    assert code == 0, error
+    return run
+
+
+def test_a_finished_run_that_gets_longer_is_whole_at_every_moment_and_ends_like_one_that_began_longer(
+    unbroken, longer, cache, tmp_path, command
+):
+    run = shutil.copytree(unbroken("gorl-flow", 1), tmp_path / "run")
+    before = contents(run)
+    (checkpoint,) = (run / "checkpoints").iterdir()
+    kill("saving", ["resume", run, "--steps", "1600"], run, cache, random.Random(0))
+    assert not Run.open(run).is_finished
+    assert rows(run)[: len(rows(unbroken("gorl-flow", 1)))] == rows(unbroken("gorl-flow", 1))
+    for name in ("policies.eqx", "summary.json"):
+        assert (run / name).read_bytes() == before[run / name]
+    code, _, error = command("eval", run, "--episodes", 3, "--json")
+    assert code == 0
+    assert "the policies that it kept when it last came to its end" in error
+    resumed(run, cache)
+    assert_same_files(run, longer)
+    assert {path.name for path in run.iterdir()} == {path.name for path in longer.iterdir()}
+    (last,) = (run / "checkpoints").iterdir()
+    assert last.stem > checkpoint.stem
+    assert json.loads((run / "summary.json").read_text())["env_steps"] == 1600
+
+
+def test_an_unfinished_run_gets_longer_too(copied, longer, cache):
+    code, _, error = Process("resume", copied, "--steps", "1.6e3", cache=cache).end()
+    assert code == 0, error
+    assert_same_files(copied, longer)
+
+
+def test_a_run_that_is_killed_as_it_gets_longer_is_the_one_or_the_other(copied, command, monkeypatch):
+    """Its config says which, and each of its checkpoints goes with either."""
+    longer = gorl.lengthen(Run.open(copied).config, 1_600)
+    monkeypatch.setattr(gorl_cli._train, "_follow", lambda *_: 0)
+    assert command("resume", copied, "--steps", 1600)[0] == 0
+    assert Run.open(copied).config == longer
+    for _ in range(2):
+        state, _ = Run.open(copied).restore()
+        assert state.returns.shape[1] == gorl.schedule(longer).evaluation[-1] + 1
+        sorted((copied / "checkpoints").iterdir())[-1].unlink()
+
+
+@pytest.mark.parametrize(("steps", "words"), [("960", "give at least 1,040"), ("many", "whole number")])
+def test_a_run_does_not_get_shorter(unbroken, refused, steps, words):
+    run = unbroken("gorl-flow", 1)
+    assert words in refused(run, "resume", run, "--steps", steps)
+
+
+def test_a_finished_run_without_its_checkpoint_cannot_get_longer(unbroken, refused, tmp_path):
+    run = shutil.copytree(unbroken("gorl-flow", 1), tmp_path / "run")
+    shutil.rmtree(run / "checkpoints")
+    assert "has no checkpoint any more" in refused(run, "resume", run, "--steps", "2000")
+
+
+# --- Moved. ---
+
+
+def test_a_run_whose_directory_is_moved_stops_at_its_next_write_and_goes_on_where_it_is(
+    begin, unbroken, cache, tmp_path
+):
+    run, moved = tmp_path / "run", tmp_path / "moved"
+    process = Process(*begin("gorl-flow", 1, run), cache=cache)
+    process.wait_for("160 env steps")
+    run.rename(moved)
+    code, output, error = process.end()
+    assert code == 1
+    assert error.splitlines()[-1].startswith(f"gorl: {run} has been moved, deleted or replaced, so the run stops.")
+    assert "make room" not in error
+    assert "stage 1" not in output  # it was noticed long before the end
+    assert not run.exists()
+    resumed(moved, cache)
+    assert_same_files(moved, unbroken("gorl-flow", 1))
+
+
 def test_versions_that_differ_are_named(copied, command, monkeypatch):
     now = gorl_cli._train.versions()
     monkeypatch.setattr(gorl_cli._train, "versions", lambda: now | {"jaxlib": "0.99"})
@@ -342,7 +428,7 @@ def test_a_config_that_has_changed(copied, refused):
 
 def test_a_run_that_is_finished(unbroken, refused):
     run = unbroken("gorl-flow", 1)
-    assert "is finished" in refused(run, "resume", run)
+    assert "is finished: give --steps, and more of them than its 960" in refused(run, "resume", run)
 
 
 def test_a_directory_with_a_run_in_it_is_not_trained_into(copied, refused):

@@ -1,6 +1,7 @@
 """`gorl sweep`."""
 
 import csv
+import errno
 import json
 import math
 
@@ -179,6 +180,43 @@ def test_what_decides_a_shape_is_compiled_by_itself(command, tmp_path):
     assert output.count("compiling, once") == 2
     with (out / "sweep.csv").open() as file:
         assert {row["learner.policy_width"] for row in csv.DictReader(file)} == {"4", "8"}
+
+
+@pytest.fixture
+def sweep_that_cannot_write(command, tmp_path, monkeypatch):
+    """Runs a small sweep in which writing a table or a picture does something else."""
+
+    def run(fail):
+        write_whole = gorl.write_whole
+        monkeypatch.setattr(gorl, "write_whole", lambda *file: (write_whole if "json" in file[0].name else fail)(*file))
+        small = [option for option in SMALL if not any(name in option for name in ("stage_steps", "decoder", "width"))]
+        options = ["--set=learner.policy_width=4", "--method", "ppo", "--steps", 80, "--seeds", 1]
+        return command("sweep", "MultiGoal", *small, *options, "--out", tmp_path / "out")
+
+    return run
+
+
+def test_a_sweep_on_a_full_disk_shows_what_it_found(sweep_that_cannot_write):
+    def fail(path, content):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    code, output, error = sweep_that_cannot_write(fail)
+    assert code == 1
+    assert "no sweep.csv could be written (No space left on device): the sweep goes on, and tries again" in error
+    assert "no sweep.png could be written (No space left on device): the sweep is over" in error
+    assert "the best: gorl train MultiGoal" in output
+
+
+def test_a_sweep_whose_directory_is_moved_stops(sweep_that_cannot_write, tmp_path):
+    def fail(path, content):
+        path.parent.rename(tmp_path / "moved")
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory")
+
+    code, _, error = sweep_that_cannot_write(fail)
+    assert code == 1
+    assert error.startswith(f"gorl: {tmp_path / 'out'} has been moved, deleted or replaced, so the sweep stops.")
+    assert error.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["moved"]
 
 
 @pytest.mark.parametrize(
