@@ -305,6 +305,7 @@ def _learn(config: Config, state: TrainState, chunk: Chunk, key: RandomKey) -> T
     memory, metrics = learner.update(state.memory, experience, update_key, jnp.asarray(chunk.progress))
     state = eqx.tree_at(lambda s: (s.memory, s.workers, s.latest_metrics), state, (memory, workers, metrics))
     divergence = first_of(
+        (~is_finite(policy.encoder), Divergence.PARAMETERS),
         (~is_finite((experience.observation, experience.next_observation)), Divergence.OBSERVATION),
         (~is_finite(experience.reward), Divergence.REWARD),
         (~is_finite(learner.encoder(memory)), Divergence.PARAMETERS),
@@ -344,8 +345,8 @@ def _evaluate(
         state,
         (best, state.returns.at[chunk.evaluation].set(returns), metrics),
     )
-    # Of a policy whose own numbers are not finite it was said when that came about.
-    return _watched(state, chunk, jnp.where(is_sound, jnp.max(played.divergence), int(Divergence.NONE)))
+    own = first_of((~is_finite(encoder), Divergence.PARAMETERS), (~is_finite(decoder), Divergence.DECODER))
+    return _watched(state, chunk, jnp.where(is_sound, jnp.max(played.divergence), own))
 
 
 def _tell(
