@@ -12,4 +12,5 @@ def where(condition: PyTree, if_true: PyTree, if_false: PyTree) -> PyTree:
 
 def is_finite(tree: PyTree) -> Bool[Array, ""]:
     """Whether no number of a tree is infinite or NaN."""
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
+    parts = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]
+    return jnp.all(jnp.stack([jnp.ones((), bool), *parts]))  # a tree may have no leaves

@@ -281,7 +281,7 @@ def test_over_seeds_the_stage_boundary_is_still_a_branch(tiny, keys, device):
         single = branches(jax.make_jaxpr(gorl.train)(tiny, keys[0]).jaxpr)
         together = branches(jax.make_jaxpr(jax.vmap(gorl.train, in_axes=(None, 0)))(tiny, keys).jaxpr)
     assert single.count(3) == 1
-    # The branches inside, where an unfitted decoder is the identity, are still there as well; but side by side not where
+    # The branches inside, where an unfitted decoder is the identity, are still there too; but side by side not where
     # the policy that is kept acts, which for one seed can be of an earlier stage than for another.
     num_kept = 2 if device is as_on_a_gpu else 0  # in evaluations and in the demonstration
     assert (together.count(3), together.count(2)) == (1, single.count(2) - num_kept)
