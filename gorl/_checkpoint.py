@@ -128,11 +128,12 @@ def load_policy(path: str | os.PathLike, *, seed: int | None = None, env: str | 
         return Policy(encoder, StagedDecoder(decoder, jnp.zeros((), bool)), *sizes)
 
     batch_shape = tuple(header["batch_shape"])
-    like = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct((*batch_shape, *leaf.shape), leaf.dtype), eqx.filter_eval_shape(skeleton)
-    )
-    _check_arrays(path, header, like, config)
-    policy = _deserialise(path, header, weights, like)
+    with jax.enable_x64(False):  # as it was trained
+        like = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct((*batch_shape, *leaf.shape), leaf.dtype), eqx.filter_eval_shape(skeleton)
+        )
+        _check_arrays(path, header, like, config)
+        policy = _deserialise(path, header, weights, like)
     if seed is None:
         return policy
     if not batch_shape or not 0 <= seed < batch_shape[0]:
@@ -235,7 +236,6 @@ def _write(path: str | os.PathLike, kind: str, config: Config, header: dict[str,
         "kind": kind,
         "gorl": importlib.metadata.version("gorl"),
         "config": json.loads(config.to_json()),
-        "x64": _is_x64(),
         "arrays": _described(tree),
         **header,
     }
@@ -323,12 +323,6 @@ def _check_arrays(path: pathlib.Path, header: dict[str, Any], like: PyTree, conf
     before = header.get("arrays", now)  # the first files did not name theirs
     if before == now:
         return
-    if header["x64"] != _is_x64():
-        was, turn = ("on", "on") if header["x64"] else ("off", "off")
-        raise InputError(
-            f"{path} was written with JAX's 64-bit numbers {was}: turn them {turn} to read it "
-            f"(JAX_ENABLE_X64={int(header['x64'])})."
-        )
     names = [name for name in dict.fromkeys([*before, *now]) if before.get(name) != now.get(name)]
     changed = ", ".join(
         f"{name.lstrip('.')} was {before.get(name, 'not there')} and is {now.get(name, 'not there')}"
@@ -359,8 +353,8 @@ def _deserialise(path: pathlib.Path, header: dict[str, Any], arrays: memoryview,
 def _of_another_version(path: pathlib.Path, header: dict[str, Any]) -> InputError:
     if header["gorl"] == importlib.metadata.version("gorl"):
         return InputError(
-            f"{path} holds other arrays than are needed now: its environment, the code or JAX's 64-bit numbers have "
-            "changed since it was written. Take them back to what they were to read it."
+            f"{path} holds other arrays than are needed now: its environment or the code have changed since it was "
+            "written. Take them back to what they were to read it."
         )
     return InputError(
         f"{path} was written by gorl {header['gorl']}, whose arrays this version does not have: "
@@ -375,10 +369,6 @@ def _described(tree: PyTree) -> dict[str, str]:
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
         if hasattr(leaf, "dtype")
     }
-
-
-def _is_x64() -> bool:
-    return jax.config.jax_enable_x64  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _batch_shape(policy: Policy) -> list[int]:

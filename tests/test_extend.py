@@ -7,7 +7,6 @@ import pytest
 
 import gorl
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
 KEY = jax.random.key(3)
 
 
