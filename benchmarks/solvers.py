@@ -76,7 +76,7 @@ VARIANTS = (
 def trained(config: gorl.Config, seeds: int) -> list[gorl.Policy]:
     """The policies of several seeds, trained here and now."""
     result = jax.vmap(gorl.train, in_axes=(None, 0))(config, jax.random.split(jax.random.key(0), seeds))
-    return [seed_of(result.policy, seed) for seed in range(seeds)]
+    return [gorl.of_seed(result.policy, seed) for seed in range(seeds)]
 
 
 def loaded(path: pathlib.Path, task: str, seeds: int) -> list[gorl.Policy]:
@@ -92,12 +92,7 @@ def loaded(path: pathlib.Path, task: str, seeds: int) -> list[gorl.Policy]:
         policies, shape = jax.tree.map(lambda leaf: leaf[None], policies), (1,)
     if seeds > shape[0]:
         raise gorl.InputError(f"{path} holds policies of no more than {shape[0]} seeds: give --seeds {shape[0]}.")
-    return [seed_of(policies, seed) for seed in range(seeds)]
-
-
-def seed_of(policies: gorl.Policy, seed: int) -> gorl.Policy:
-    """One policy of several."""
-    return jax.tree.map(lambda leaf: leaf[seed], policies)
+    return [gorl.of_seed(policies, seed) for seed in range(seeds)]
 
 
 def staged(policy: gorl.Policy) -> gorl.StagedDecoder:

@@ -312,7 +312,7 @@ class Run:
         """
         seed = self._best_seed() if seed is None else seed
         index = self.index(seed)
-        return jax.tree.map(lambda leaf: leaf[index], self.policies())
+        return gorl.of_seed(self.policies(), index)
 
     def index(self, seed: int) -> int:
         """The place of a seed along the axis of seeds.

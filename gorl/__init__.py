@@ -74,6 +74,7 @@ from ._regression import Fit as Fit, Refinement as Refinement, fit_decoder as fi
 from ._render import Film as Film, render as render
 from ._rollout import Workers as Workers, demonstrate as demonstrate, rollout as rollout
 from ._schedule import Chunk as Chunk, Phase as Phase, schedule as schedule
+from ._seeds import of_seed as of_seed
 from ._statistics import RunningStatistics as RunningStatistics
 from ._train import (
     Curve as Curve,

@@ -37,7 +37,7 @@ def lambda_returns(
     ) -> tuple[Float[Array, "*batch"], Float[Array, "*batch"]]:
         reward, next_value, has_terminated, was_cut = step
         onwards = jnp.where(was_cut, next_value, (1 - trace_decay) * next_value + trace_decay * later)
-        worth = reward + discount * (1.0 - has_terminated) * onwards
+        worth = reward + jnp.where(has_terminated, 0.0, discount * onwards)
         return worth, worth
 
     _, worths = jax.lax.scan(look_back, next_values[-1], (rewards, next_values, terminated, truncated), reverse=True)
@@ -71,6 +71,6 @@ def generalised_advantage(
         (16).
     """
     targets = lambda_returns(rewards, next_values, terminated, truncated, discount, gae_lambda)
-    is_last = jnp.arange(len(values)).reshape(-1, *[1] * (values.ndim - 1)) == len(values) - 1
-    next_targets = jnp.where(truncated | is_last, next_values, jnp.roll(targets, -1, axis=0))
-    return rewards + discount * (1.0 - terminated) * next_targets - values, targets
+    following = jnp.concatenate([targets[1:], next_values[-1:]])
+    next_targets = jnp.where(truncated, next_values, following)
+    return rewards + jnp.where(terminated, 0.0, discount * next_targets) - values, targets

@@ -3,6 +3,7 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from ._types import Real
@@ -36,7 +37,7 @@ class Bins(eqx.Module):
     @property
     def centres(self) -> Float[Array, " bins"]:
         """The value that each bin stands for."""
-        return self.lowest + self.width * jnp.arange(self.num_bins)
+        return jnp.asarray(self.lowest + self.width * np.arange(self.num_bins, dtype=np.float32))
 
     def clip(self, value: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
         """The nearest value that the bins can hold."""
@@ -44,7 +45,7 @@ class Bins(eqx.Module):
 
     def project(self, value: Float[Array, "*batch"]) -> Float[Array, "*batch bins"]:
         """A value as probabilities of the bins: a Gaussian around it (HL-Gauss), as far as it lies within the bins."""
-        edges = self.lowest + self.width * (jnp.arange(self.num_bins + 1) - 0.5)
+        edges = self.lowest + self.width * (np.arange(self.num_bins + 1, dtype=np.float32) - 0.5)
         below = jax.scipy.stats.norm.cdf(edges, self.clip(value)[..., None], _STD_IN_BINS * self.width)
         mass = below[..., 1:] - below[..., :-1]
         return mass / jnp.sum(mass, axis=-1, keepdims=True)

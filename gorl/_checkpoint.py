@@ -21,6 +21,7 @@ from ._errors import DamagedFileError, InputError
 from ._extend import continues, extend
 from ._hyperparameters import to_dict
 from ._policy import Policy, StagedDecoder
+from ._seeds import of_seed
 from ._statistics import RunningStatistics
 from ._train import TrainState, shapes
 
@@ -139,7 +140,7 @@ def load_policy(path: str | os.PathLike, *, seed: int | None = None, env: str | 
     if not batch_shape or not 0 <= seed < batch_shape[0]:
         held = f"seeds 0 to {batch_shape[0] - 1}" if batch_shape else "one policy, so leave seed out"
         raise InputError(f"there is no seed {seed} in {path}: it holds {held}.")
-    return jax.tree.map(lambda leaf: leaf[seed], policy)
+    return of_seed(policy, seed)
 
 
 def save_state(path: str | os.PathLike, state: TrainState, config: Config, note: Any = None) -> None:

@@ -114,8 +114,10 @@ def load_for(env: EnvConfig | Environment | str, policy: Policy) -> Episodes:
 
     **Raises:**
 
-    `gorl.InputError` if the environment is unknown, or the policy was made for one of other sizes.
+    `gorl.InputError` if the environment is unknown, or the policy was made for one of other sizes, or there are
+    several policies.
     """
+    policy.check_single()
     config = env if isinstance(env, EnvConfig) else EnvConfig(env)  # pyright: ignore[reportArgumentType]
     episodes = load_environment(config)
     policy_sizes = (policy.observation_size, policy.action_size)
@@ -184,7 +186,7 @@ def play_episodes(
         reward = jnp.where(over, 0.0, outcome.reward)
         found = jax.vmap(_divergence)(before.observation, reward)
         divergence = jnp.where(over | (divergence != Divergence.NONE), divergence, found)
-        carry = (after, over | after.over, total + reward, divergence, length + ~over)
+        carry = (after, over | after.over, total + reward, divergence, jnp.where(over, length, length + 1))
         return carry, jax.vmap(see)(before, actions, reward)
 
     start = jax.vmap(episodes.start)(jax.random.split(start_key, num_episodes))

@@ -19,7 +19,7 @@ _PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 
 def export_stablehlo(policy: Policy, draw: str = "latent") -> bytes:
-    """Writes a policy as StableHLO, for whoever has JAX.
+    """Writes a policy as StableHLO, for whoever has JAX and flatbuffers, with which JAX reads such a file.
 
     **Arguments:**
 
@@ -103,12 +103,7 @@ def _program(policy: Policy, draw: str) -> tuple[Callable[..., Array], dict[str,
     """The action of a policy as a function of one example, and what that takes, by name."""
     if draw not in _DRAWS:
         raise unknown_name("draw", draw, _DRAWS)
-    batch_shape = policy.encoder.statistics.count.shape
-    if batch_shape:
-        raise InputError(
-            f"there are policies of shape {batch_shape}, and one is exported at a time: give one, such as "
-            "jax.tree.map(lambda leaf: leaf[0], policy)."
-        )
+    policy.check_single()
     policy = _without_stage(policy)
 
     def act_from_latent(

@@ -1,5 +1,6 @@
 """Following a learned velocity from noise at time 0 to an action at time 1."""
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -16,4 +17,13 @@ def follow(
     """The end of the path that starts at `start`, given a normalised observation; without a controller, in equal
     steps."""
     times = jnp.linspace(0.0, 1.0, integrator.num_steps + 1)
-    return integrator(lambda time, point: velocity(normalised, point, time), start, times)
+    return integrator(jax.tree_util.Partial(_derivative, velocity, normalised), start, times)
+
+
+def _derivative(
+    velocity: ConditionalField,
+    normalised: Float[Array, " observation"],
+    time: Float[Array, ""],
+    point: Float[Array, " action"],
+) -> Float[Array, " action"]:
+    return velocity(normalised, point, time)

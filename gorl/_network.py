@@ -3,6 +3,7 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from ._types import RandomKey
@@ -100,7 +101,7 @@ def _normalised_linear(weight: Float[Array, "outputs inputs"]) -> _NormalisedLin
 
 def embed_time(time: Float[Array, ""], num_frequencies: int) -> Float[Array, " embedding"]:
     """The cosines and sines of `2^k time` for `k = 0, 1, ..`, as a network sees the time of a flow or a diffusion."""
-    angles = time * 2.0 ** jnp.arange(num_frequencies)
+    angles = time * np.exp2(np.arange(num_frequencies, dtype=np.float32))
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)])
 
 

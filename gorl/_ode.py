@@ -52,7 +52,8 @@ class Integrator(eqx.Module):
 
         **Arguments:**
 
-        - `field`: the derivative at a time and a point.
+        - `field`: the derivative at a time and a point. What it depends on it should hold, as an `equinox.Module` or a
+            `jax.tree_util.Partial` does, rather than close over: jax.checking_leaks takes that for a leak.
         - `start`: where to start.
         - `times`: `num_steps + 1` increasing times to step to, from the first to the last; a controller uses only these
             two.
@@ -69,12 +70,13 @@ class Integrator(eqx.Module):
             controller, max_steps = self.controller, self.max_steps
             adjoint = diffrax.RecursiveCheckpointAdjoint()
         solution = diffrax.diffeqsolve(
-            diffrax.ODETerm(lambda time, point, _: field(time, point)),  # pyright: ignore[reportArgumentType]
+            diffrax.ODETerm(lambda time, point, field: field(time, point)),  # pyright: ignore[reportArgumentType]
             self.solver,
             t0=times[0],
             t1=times[-1],
             dt0=None,
             y0=start,
+            args=field,
             stepsize_controller=controller,
             adjoint=adjoint,
             max_steps=max_steps,

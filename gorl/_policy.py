@@ -6,7 +6,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
 from ._decoder import AbstractDecoder
+from ._errors import InputError
 from ._learner import AbstractEncoder
+from ._shapes import check_vector
 from ._types import RandomKey
 
 
@@ -45,13 +47,19 @@ class StagedDecoder(AbstractDecoder):
 class Policy(eqx.Module):
     """`π(action | observation) = ∫ decoder(action | observation, latent) encoder(latent | observation) dlatent`.
 
-    Unbatched: use `jax.vmap` for many observations.
+    Unbatched: `jax.vmap(policy.mode)(observations)` takes many observations. The policies of several seeds are one
+    `Policy` with a leading axis, of which [`gorl.of_seed`][] takes one.
 
     **Arguments:**
 
     - `encoder`: chooses the latent.
     - `decoder`: turns the latent into an action; the environment receives its `tanh`.
     - `observation_size`, `action_size`: what the policy was made for.
+
+    **Raises:**
+
+    `gorl.InputError`, of its methods, for anything but one observation of that size, or where there are several
+    policies.
 
     ??? cite "Reference"
 
@@ -66,11 +74,13 @@ class Policy(eqx.Module):
     @eqx.filter_jit
     def __call__(self, observation: Float[Array, " observation"], key: RandomKey) -> Float[Array, " action"]:
         """An action drawn from the policy, in `[-1, 1]`."""
+        self._check(observation, "jax.vmap(policy)(observations, keys)")
         return jnp.tanh(self.sample(observation, key)[2])
 
     @eqx.filter_jit
     def mode(self, observation: Float[Array, " observation"]) -> Float[Array, " action"]:
         """The action of the latent that the encoder thinks best, in `[-1, 1]`."""
+        self._check(observation, "jax.vmap(policy.mode)(observations)")
         return jnp.tanh(self.decoder.decode(observation, self.encoder.mode(observation)))
 
     def sample(
@@ -82,5 +92,28 @@ class Policy(eqx.Module):
 
         The latent; what the encoder remembers of how it was drawn; and the action before `tanh`.
         """
+        self._check(observation, "jax.vmap(policy.sample)(observations, keys)")
         latent, extras = self.encoder.sample(observation, key)
         return latent, extras, self.decoder.decode(observation, latent)
+
+    @property
+    def batch_shape(self) -> tuple[int, ...]:
+        """The leading axes of the policies of several seeds; of one policy there are none."""
+        return self.encoder.statistics.count.shape
+
+    def check_single(self) -> None:
+        """Checks that this is one policy.
+
+        **Raises:**
+
+        `gorl.InputError` if these are the policies of several seeds.
+        """
+        if self.batch_shape:
+            raise InputError(
+                f"these are policies of shape {self.batch_shape}, and one is taken at a time: give one, such as "
+                "gorl.of_seed(policies, 0), or map over all of them by jax.vmap."
+            )
+
+    def _check(self, observation: Float[Array, " observation"], of_several: str) -> None:
+        self.check_single()
+        check_vector("the observation of this policy", observation, self.observation_size, of_several)

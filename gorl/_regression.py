@@ -10,6 +10,7 @@ from ._blocks import longest_axis, map_rows, mean_gradient
 from ._decoder import AbstractDecoder
 from ._errors import InputError
 from ._hyperparameters import count, real, size
+from ._promotion import usually_promoting
 from ._shuffle import shuffle
 from ._trainable import split_trainable
 from ._tree import where
@@ -110,13 +111,23 @@ def fit_decoder(
     **Returns:**
 
     The decoder, and how it went.
+
+    **Raises:**
+
+    `gorl.InputError` if there is not one observation, and one latent of the same size, for each action.
     """
     num_kept, num_episodes, action_size = actions.shape
+    if observations.shape[:-1] != actions.shape[:-1] or (latents is not None and latents.shape != actions.shape):
+        shapes = [array.shape for array in (observations, actions, latents) if array is not None]
+        raise InputError(
+            f"arrays of shapes {', '.join(map(str, shapes))} do not go together: give an observation, and a latent of "
+            "the same size, for each action, as gorl.demonstrate does."
+        )
     num_heldout = refinement.num_heldout * num_kept
     num_fitted = num_episodes * num_kept - num_heldout
     num_batches = num_fitted // refinement.batch_size
     width = longest_axis(split_trainable(decoder)[0])
-    optimiser = optax.adam(refinement.learning_rate)  # pyright: ignore[reportArgumentType]
+    optimiser = usually_promoting(optax.adam(refinement.learning_rate))  # pyright: ignore[reportArgumentType]
     heldout_key, key = jax.random.split(key)
 
     # Everything is by index into these: holding out and shuffling copy nothing.

@@ -4,6 +4,9 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ._errors import InputError
+from ._shapes import check_vector
+
 
 class RunningStatistics(eqx.Module):
     """Mean and variance of all the vectors seen so far, merged batch by batch.
@@ -35,6 +38,7 @@ class RunningStatistics(eqx.Module):
 
     def update(self, batch: Float[Array, "*batch size"]) -> "RunningStatistics":
         """The statistics of everything seen before together with `batch`."""
+        self._check(batch)
         batch = batch.reshape(-1, batch.shape[-1])
         batch_mean = jnp.mean(batch, axis=0)
         batch_variance = jnp.var(batch, axis=0)
@@ -50,4 +54,20 @@ class RunningStatistics(eqx.Module):
 
         A standard deviation under 1e-3 counts as 1e-3: a coordinate that has hardly moved yet is not blown up.
         """
-        return (vector - self.mean) / jnp.maximum(jnp.sqrt(self.variance), 1e-3)
+        self._check(vector)
+        in_front = tuple(range(vector.ndim - 1))
+        std = jnp.maximum(jnp.sqrt(self.variance), 1e-3)
+        return (vector - jnp.expand_dims(self.mean, in_front)) / jnp.expand_dims(std, in_front)
+
+    def normalise_one(self, observation: Float[Array, " size"]) -> Float[Array, " size"]:
+        """[`normalise`][] of one vector, and of nothing else: what takes one makes wrong numbers of several."""
+        check_vector("the observation", observation, self.mean.shape[-1])
+        return self.normalise(observation)
+
+    def _check(self, vector: Float[Array, "*batch size"]) -> None:
+        """Checks the length of vectors, as one number would be taken for all of them."""
+        if jnp.shape(vector)[-1:] != self.mean.shape:
+            raise InputError(
+                f"an array of shape {jnp.shape(vector)} does not go with statistics of vectors of shape "
+                f"{self.mean.shape}: give observations of that length, and the statistics of one seed (gorl.of_seed)."
+            )

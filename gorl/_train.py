@@ -138,6 +138,7 @@ def train(config: Config, key: RandomKey, on_evaluation: Callable[[Evaluation], 
     """
     config = prepare(config)
     _check_key(key, batch_allowed=False)
+    _check_batch(config, key)
     return _train(config, key, on_evaluation)
 
 
@@ -214,7 +215,9 @@ def shapes(config: Config, key: RandomKeys) -> TrainState:
 
 def finish(config: Config, state: TrainState) -> Result:
     """The result of a run whose last state is `state`. (Before the last chunk: of the run so far.)"""
-    result = _finish_batch(prepare(config), state)
+    config = prepare(config)
+    _check_batch(config, state)
+    result = _finish_batch(config, state)
     return result if spread(state.key.size) is None else jax.device_put(result, jax.local_devices()[0])
 
 
@@ -456,7 +459,8 @@ def _check_batch(config: Config, start: RandomKeys | TrainState) -> None:
         if leaf.shape not in ((), shape):
             raise InputError(
                 f"a batch of {leaf.size} values in the config does not go with keys of shape {shape}: give a key for "
-                "each value."
+                "each value to gorl.iterate, or map gorl.train over the values by eqx.filter_vmap(gorl.train, "
+                "in_axes=(eqx.if_array(0), None))."
             )
 
 

@@ -69,6 +69,12 @@ def test_decoders_go_through_jit_and_vmap_and_can_be_batched_themselves(config):
     np.testing.assert_allclose(decoded, jnp.stack(one_by_one), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["flow", "diffusion"])
+def test_decoding_leaks_nothing(kind):
+    with jax.checking_leaks():
+        eqx.filter_eval_shape(lambda decoder: decoder.decode(OBSERVATION, LATENT), fresh(EVERY_KIND[kind]))
+
+
 def test_the_identity_decoder_returns_the_latent():
     decoder = fresh(Identity())
     assert isinstance(decoder, IdentityDecoder)

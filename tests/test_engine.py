@@ -13,7 +13,7 @@ from mujoco_playground._src import mjx_env
 
 import gorl
 from gorl._env import load_environment
-from gorl._env._engine import DERIVED, NotHandedBack
+from gorl._env._engine import DERIVED, NotHandedBack, _Simulator
 from gorl._env._mujoco import _rewired, with_engine
 from gorl._env._quiet import without_warnings
 
@@ -172,3 +172,26 @@ def test_a_run_over_seeds_on_two_devices_is_that_of_each_seed_by_itself(tiny, as
     *_, (_, first) = gorl.iterate(config, keys[0])
     assert_same(jax.tree.map(lambda leaf: leaf[0], both), first)
     assert np.isfinite(both.returns).all()
+
+
+def test_simulations_of_many_models_are_not_all_kept():
+    def falls(gravity):
+        text = (
+            f"<mujoco><option gravity='0 0 {gravity}'/><worldbody><body><freejoint/><geom size='1'/></body></worldbody>"
+        )
+        model = mujoco.MjModel.from_xml_string(f"{text}</mujoco>")
+        size = mujoco.mj_stateSize(model, mujoco.mjtState.mjSTATE_INTEGRATION)
+        return _Simulator(model, 1, []), np.zeros((4, size), np.float32)
+
+    def times(simulator, rows):
+        after = np.zeros((4, 1), np.float32)
+        simulator.run(rows, [after], 2, 1)
+        return after.tolist()
+
+    simulators = [falls(-index) for index in range(20)]
+    for simulator, rows in simulators:
+        rows[:, 4] = 1.0  # time, position, and a rotation that is one
+        assert times(simulator, rows) == [[pytest.approx(0.004)]] * 4
+    warm = [bool(simulator._idle) for simulator, _ in simulators]
+    assert warm == [False] * 4 + [True] * 16
+    assert times(*simulators[0]) == [[pytest.approx(0.004)]] * 4  # which is made again

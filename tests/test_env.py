@@ -1,7 +1,9 @@
 import dataclasses
+import gc
 import itertools
 import sys
 import warnings
+import weakref
 
 import equinox as eqx
 import jax
@@ -774,3 +776,161 @@ def test_reset_and_step_with_arrays_of_different_shape(counting, tiny):
     )()
     with pytest.raises(gorl.InputError, match=r"shape \(1,\) where step returns one of shape \(2,\)"):
         gorl.train(gorl.replace(tiny, {"env": gorl.EnvConfig(broken)}), jax.random.key(0))
+
+
+# --- Environments that do what GoRL does. ---
+
+
+def created():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from brax import envs
+
+        return envs.create("inverted_pendulum", backend="spring", episode_length=20)
+
+
+def trained_on():
+    from brax.envs.wrappers import training
+
+    return training.wrap(raw_brax("inverted_pendulum", backend="spring"))
+
+
+def for_brax_training():
+    from mujoco_playground import wrapper
+
+    return wrapper.wrap_for_brax_training(raw_playground("CartpoleBalance"))
+
+
+@pytest.mark.parametrize(
+    ("wrapped", "names", "inside"),
+    [
+        (created, "AutoResetWrapper and EpisodeWrapper", "env.env.env"),
+        (trained_on, "AutoResetWrapper and EpisodeWrapper and VmapWrapper", "env.env.env.env"),
+        (for_brax_training, "BraxAutoResetWrapper and EpisodeWrapper and VmapWrapper", "env.env.env.env"),
+    ],
+)
+def test_an_environment_wrapped_for_training_is_refused_with_the_way_to_the_one_inside(wrapped, names, inside):
+    env = wrapped()
+    with pytest.raises(gorl.InputError, match=rf"wrapped in {names}, .*the environment inside, {inside}, .*EnvConfig"):
+        load_environment(gorl.EnvConfig(env))
+    bare = eval(inside, {"env": env})
+    assert not hasattr(bare, "env")
+    assert bare is env.unwrapped
+
+
+def test_wrappers_for_training_inside_one_of_ones_own_are_found():
+    from brax.envs.base import Wrapper
+
+    class Mine(Wrapper):
+        pass
+
+    with pytest.raises(gorl.InputError, match=r"wrapped in AutoResetWrapper and EpisodeWrapper, .*: leave them out"):
+        load_environment(gorl.EnvConfig(Mine(created())))
+
+
+def test_a_wrapper_of_ones_own_is_kept(counting):
+    from brax.envs.base import Wrapper
+
+    class Twice(Wrapper):
+        def step(self, state, action):
+            after = self.env.step(state, action)
+            return eqx.tree_at(lambda s: s.reward, after, 2 * after.reward)
+
+    _, outcomes = play(load_environment(gorl.EnvConfig(Twice(counting()))), 3)
+    assert outcomes.reward.tolist() == [2, 4, 6]
+
+
+class LikeGymnax:
+    """The shape of Gymnax's environments: `step` takes a key, returns a tuple and resets by itself."""
+
+    num_actions = 2
+
+    def reset(self, key, params=None):
+        return self.reset_env(key, params)
+
+    def step(self, key, state, action, params=None):
+        return self.step_env(key, state, action, params)
+
+    def reset_env(self, key, params):
+        return jnp.zeros(2), jnp.zeros(2)
+
+    def step_env(self, key, state, action, params):
+        return state, state, jnp.zeros(()), jnp.zeros((), bool), {}
+
+
+class LikeAGymnaxWrapper:
+    def __init__(self, env):
+        self._env = env
+        self.step = jax.vmap(env.step, in_axes=(0, 0, 0, None))
+
+    def __getattr__(self, name):
+        return getattr(self._env, name)
+
+
+@pytest.mark.parametrize("env", [LikeGymnax(), LikeAGymnaxWrapper(LikeGymnax())])
+def test_an_environment_like_those_of_gymnax_is_refused_with_the_way_to_take_it(env):
+    with pytest.raises(gorl.InputError, match=r"\.step must take state and action .*Gymnax.* reset_env and step_env"):
+        load_environment(gorl.EnvConfig(env))
+
+
+def test_the_methods_have_to_take_what_they_are_given(counting):
+    env = counting()
+    for method, arguments in (("reset", "key"), ("step", "state and action")):
+        broken = modified(env, **{method: staticmethod(lambda: None)})()
+        with pytest.raises(gorl.InputError, match=rf"Modified\.{method} must take {arguments} and nothing else"):
+            load_environment(gorl.EnvConfig(broken))
+
+
+def test_an_object_given_by_name_that_is_no_environment_is_not_called(tmp_path, monkeypatch):
+    name = f"like_gymnax_{tmp_path.name}"
+    (tmp_path / f"{name}.py").write_text("env = object()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(gorl.InputError, match="is no environment: it lacks reset, step"):
+        load_environment(gorl.EnvConfig(f"{name}:env"))
+
+
+@pytest.mark.parametrize("part", ["observation_size", "action_size"])
+@pytest.mark.parametrize("size", [0, -1, 2.0, (2,), {"state": (2,)}, None])
+def test_a_size_that_is_none_is_refused_before_anything_is_compiled(counting, compilations, part, size):
+    env = modified(counting(), **{part: 1})()
+    setattr(env, part, size)
+    with pytest.raises(gorl.InputError, match=rf"Modified\.{part} must be a whole number of at least 1, not "):
+        load_environment(gorl.EnvConfig(env))
+    assert not compilations
+
+
+# --- Loading again. ---
+
+
+def test_an_environment_of_ones_own_with_the_name_of_a_task_keeps_its_sizes(counting):
+    env = type("CheetahRun", (type(counting()),), {"__module__": __name__})()
+    episodes = load_environment(gorl.EnvConfig(env))
+    assert (episodes.observation_size, episodes.action_size) == (2, 1)
+
+
+def test_environments_that_are_not_used_any_more_are_forgotten(counting):
+    first = counting()
+    config = gorl.EnvConfig(first)
+    assert load_environment(config) is load_environment(gorl.EnvConfig(first))
+    forgotten = weakref.ref(first)
+    del first, config
+    for _ in range(20):
+        load_environment(gorl.EnvConfig(counting()))
+    jax.clear_caches()
+    gc.collect()
+    assert forgotten() is None
+
+
+def test_an_environment_that_is_loaded_again_compiles_nothing_again(counting, make_policy, compilations):
+    config, policy = gorl.EnvConfig(counting()), make_policy(2, 1, plain=True)
+
+    def returns():
+        return gorl.evaluate(config, policy, jax.random.key(0), num_episodes=2)
+
+    once = returns()
+    for _ in range(20):
+        load_environment(gorl.EnvConfig(counting()))
+    load_environment(config)  # its own check compiles
+    compilations.clear()
+    np.testing.assert_array_equal(returns(), once)
+    assert not compilations

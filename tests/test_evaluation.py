@@ -304,3 +304,21 @@ def test_a_policy_of_another_environment_does_not_play(make_policy, compilations
     with pytest.raises(gorl.InputError, match=r"MultiGoal are \(2, 2\): give the environment that it was trained on"):
         gorl.play("MultiGoal", policy, key)
     assert not compilations
+
+
+@pytest.mark.parametrize("use", [gorl.evaluate, gorl.play, gorl.render])
+def test_several_policies_are_refused_before_anything_is_loaded(make_policy, use):
+    several = jax.tree.map(lambda leaf: jnp.stack([leaf] * 3), make_policy(2, 2))
+    with pytest.raises(gorl.InputError, match=r"policies of shape \(3,\), and one is taken .* gorl\.of_seed"):
+        use("no_such_module:Env", several, jax.random.key(0))
+
+
+def test_several_policies_are_mapped_over(make_policy):
+    several = jax.tree.map(lambda *leaves: jnp.stack(leaves), make_policy(2, 2), make_policy(2, 2, seed=1))
+
+    def returns_of(policy):
+        return gorl.evaluate(FromCorners(), policy, jax.random.key(0), num_episodes=4)
+
+    returns = jax.vmap(returns_of)(several)
+    for seed in range(2):
+        np.testing.assert_allclose(returns[seed], returns_of(gorl.of_seed(several, seed)), rtol=1e-5)

@@ -229,3 +229,9 @@ def test_updates_move_actions_to_where_the_reward_is(changes):
     # N(0, I) earns -4.25; a flow that gets there as a whole would earn 0.
     np.testing.assert_allclose(rewards[0], -4.25, atol=0.6)
     assert jnp.mean(rewards[-5:]) > -0.5, rewards
+
+
+def test_drawing_leaks_nothing():
+    encoder = FPO(policy_width=8, policy_depth=1).fresh_encoder(3, 2, jax.random.key(0))
+    with jax.checking_leaks():
+        eqx.filter_eval_shape(lambda encoder: encoder.sample(jnp.zeros(3), jax.random.key(0)), encoder)

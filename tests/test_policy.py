@@ -121,3 +121,112 @@ def test_the_loss_is_the_decoders(make_policy):
     decoder, key = make_policy(3, 2).decoder, jax.random.key(4)
     pair = (jnp.ones(3), jnp.asarray([0.5, 0.1]), jnp.asarray([0.2, -1.0]))
     assert decoder.loss(*pair, key) == decoder.decoder.loss(*pair, key)
+
+
+# --- One observation, and one policy. ---
+
+
+def takers(policy):
+    key = jax.random.key(0)
+    return {
+        "mode": lambda observation: policy.mode(observation),
+        "draw": lambda observation: policy(observation, key),
+        "sample": lambda observation: policy.sample(observation, key)[2],
+    }
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("method", "fix"),
+    [
+        ("mode", r"jax\.vmap\(policy\.mode\)\(observations\)"),
+        ("draw", r"jax\.vmap\(policy\)\(observations, keys\)"),
+        ("sample", r"jax\.vmap\(policy\.sample\)\(observations, keys\)"),
+    ],
+)
+@pytest.mark.parametrize("action_size", [1, 2])
+def test_a_batch_of_observations_is_refused_with_the_way_to_take_it(make_policy, method, fix, action_size):
+    # With one action, and a mean and a standard deviation of it, a batch would be split in two.
+    policy = make_policy(3, action_size, plain=True)
+    sentence = rf"one vector of 3 numbers, not an array of shape \(8, 3\): for several, {fix}\."
+    with pytest.raises(gorl.InputError, match=sentence):
+        takers(policy)[method](jnp.ones((8, 3)))
+    with pytest.raises(gorl.InputError, match=sentence):
+        jax.jit(takers(policy)[method])(jnp.ones((8, 3)))
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("method", ["mode", "draw", "sample"])
+@pytest.mark.parametrize("shape", [(), (1,), (2,), (5,), (8, 5), (3, 1)])
+def test_an_observation_of_another_size_is_refused(make_policy, method, shape):
+    # One number would be taken for all three.
+    with pytest.raises(gorl.InputError, match=r"one vector of 3 numbers, not an array of shape .* give one of that"):
+        takers(make_policy(3, 2))[method](jnp.ones(shape))
+
+
+def stacked(policy, count=4):
+    return jax.tree.map(lambda leaf: jnp.stack([leaf] * count), policy)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("method", ["mode", "draw", "sample"])
+@pytest.mark.parametrize("count", [1, 4])
+def test_several_policies_are_refused_with_the_way_to_one(policy, method, count):
+    with pytest.raises(gorl.InputError, match=rf"policies of shape \({count},\).* gorl\.of_seed\(policies, 0\)"):
+        takers(stacked(policy, count))[method](jnp.ones(3))
+
+
+def test_several_policies_are_mapped_over(policy, observations):
+    modes = jax.vmap(lambda policy, observation: policy.mode(observation))(stacked(policy), observations[:4])
+    np.testing.assert_allclose(modes, jax.vmap(policy.mode)(observations[:4]), atol=1e-5)
+
+
+def test_an_action_has_a_gradient_by_the_observation(policy):
+    def total(observation):
+        return jnp.sum(policy.mode(observation))
+
+    observation, step = jnp.asarray([0.3, -0.5, 1.0]), 1e-2
+    slope = (total(observation.at[0].add(step)) - total(observation.at[0].add(-step))) / (2 * step)
+    np.testing.assert_allclose(jax.grad(total)(observation)[0], slope, rtol=0.05, atol=1e-2)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_encoders_and_decoders_take_one_observation_and_one_latent(make_policy):
+    learners = (gorl.PPO, gorl.FPO, gorl.DPPO)
+    sizes = {"policy_width": 4, "policy_depth": 1, "value_width": 1, "value_depth": 1}
+    encoders = [learner(**sizes).fresh_encoder(3, 1, jax.random.key(0)) for learner in learners]
+    statistics, key = gorl.RunningStatistics.empty(3), jax.random.key(0)
+    kinds = (gorl.FlowMatching(width=4, depth=1), gorl.Diffusion(width=4, depth=1), gorl.Gaussian(width=4, depth=1))
+    decoders = [kind.init(statistics, 1, key) for kind in kinds]
+    latent = jnp.zeros(1)
+    for shape in ((8, 3), (1,), ()):
+        wrong = jnp.ones(shape)
+        calls = [
+            *((encoder.sample, key) for encoder in encoders),
+            *((encoder.mode,) for encoder in encoders),
+            *((encoder.from_noise, jnp.zeros(encoder.noise_shape)) for encoder in encoders),
+            *((decoder.decode, latent) for decoder in decoders),
+            *((decoder.loss, latent, latent, key) for decoder in decoders),
+        ]
+        for call, *others in calls:
+            with pytest.raises(gorl.InputError, match="the observation must be one vector of 3 numbers"):
+                call(wrong, *others)
+    gaussian = gorl.PPO(**sizes).fresh_encoder(3, 2, key)
+    with pytest.raises(gorl.InputError, match="the noise must be one vector of 2 numbers"):
+        gaussian.from_noise(jnp.ones(3), jnp.zeros(1))
+    with pytest.raises(gorl.InputError, match="the latent must be one vector of 2 numbers"):
+        kinds[2].init(statistics, 2, key).decode(jnp.ones(3), latent)
+    for kind in kinds:
+        pair = (jnp.zeros(2), latent) if isinstance(kind, gorl.Gaussian) else (latent, jnp.zeros(2))
+        with pytest.raises(gorl.InputError, match="must be one vector of 2 numbers"):
+            kind.init(statistics, 2, key).loss(jnp.ones(3), *pair, key)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_statistics_of_several_seeds_or_of_another_size_are_not_mixed_up():
+    statistics = gorl.RunningStatistics.empty(3)
+    for call in (statistics.normalise, statistics.update):
+        with pytest.raises(gorl.InputError, match=r"shape \(5, 1\) does not go with .* of shape \(3,\)"):
+            call(jnp.ones((5, 1)))
+    with pytest.raises(gorl.InputError, match=r"shape \(3,\) does not go with .* of shape \(4, 3\).*gorl\.of_seed"):
+        stacked(statistics).normalise(jnp.ones(3))

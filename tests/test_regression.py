@@ -304,3 +304,16 @@ def test_every_pair_held_out_counts_whatever_the_batches(size):
     pairs = zip(observations[:2].reshape(-1, 8), actions[:2].reshape(-1, 2), strict=True)
     expected = np.mean([decoder.loss(seen, jnp.zeros(2), done, jax.random.key(0)) for seen, done in pairs])
     np.testing.assert_allclose(fit.heldout_loss, expected, rtol=1e-4)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_pairs_that_do_not_go_together_are_refused():
+    decoder, observations, actions = small_problem()
+    observations, actions = (jnp.swapaxes(leaf, 0, 1) for leaf in (observations, actions))
+    for wrong in (
+        (observations[1:], actions, None),
+        (jnp.swapaxes(observations, 0, 1), actions, None),  # which would pair each with another's
+        (observations, actions, actions[..., :1]),
+    ):
+        with pytest.raises(gorl.InputError, match="do not go together: give an observation, and a latent"):
+            gorl.fit_decoder(decoder, *wrong[:2], small_refinement(), jax.random.key(0), wrong[2])

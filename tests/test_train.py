@@ -801,6 +801,14 @@ def test_train_takes_one_key(tiny, unchecked, keys, compilations):
     assert not compilations
 
 
+def test_train_takes_one_value_of_each_number(tiny, keys, compilations):
+    config, key = gorl.replace(tiny, {"learner.learning_rate": jnp.array([1e-3, 2e-3])}), keys[0]
+    compilations.clear()
+    with pytest.raises(gorl.InputError, match=r"a batch of 2 values .*eqx\.filter_vmap\(gorl\.train"):
+        gorl.train(config, key)
+    assert not compilations
+
+
 def test_a_table_of_keys_is_refused(tiny, unchecked, keys, compilations):
     table = keys.reshape(1, 3)
     compilations.clear()

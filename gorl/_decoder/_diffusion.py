@@ -11,6 +11,7 @@ from .._errors import InputError
 from .._hyperparameters import real, size
 from .._network import ConditionalField
 from .._ode import Integrator, check_solver, integrator, solver_name
+from .._shapes import check_vector
 from .._statistics import RunningStatistics
 from .._types import RandomKey, Real
 from ._base import AbstractDecoder, AbstractDecoderConfig
@@ -47,17 +48,12 @@ class DiffusionDecoder(AbstractDecoder):
         self, observation: Float[Array, " observation"], latent: Float[Array, " action"]
     ) -> Float[Array, " action"]:
         """The action at the end of the deterministic chain that starts at `latent`."""
-        normalised = self.statistics.normalise(observation)
+        normalised = self.statistics.normalise_one(observation)
         schedule = self.schedule
         times = jnp.linspace(schedule.times[-1], 0.0, self.integrator.num_steps)
         levels = jnp.append(schedule.noise_level(times), 0.0)
-
         # diffrax runs forwards, and the noise level falls: its time is the negative level.
-        def field(negative_level: Float[Array, ""], scaled: Float[Array, " action"]) -> Float[Array, " action"]:
-            level = -negative_level
-            point = scaled / jnp.sqrt(1 + level**2)
-            return -self.noise(normalised, point, schedule.time(level))
-
+        field = jax.tree_util.Partial(_derivative, self.noise, schedule, normalised)
         return self.integrator(field, latent * jnp.sqrt(1 + levels[0] ** 2), -levels)
 
     def loss(
@@ -68,11 +64,25 @@ class DiffusionDecoder(AbstractDecoder):
         key: RandomKey,
     ) -> Float[Array, ""]:
         """The mean squared error of the noise predicted at a random level, where the noise is `latent`."""
+        check_vector("the latent", latent, action.size)
         time = jax.random.randint(key, (), 0, self.schedule.num_levels) / self.schedule.num_levels
         alpha_bar = self.schedule.alpha_bar(time)
         point = jnp.sqrt(alpha_bar) * action + jnp.sqrt(1 - alpha_bar) * latent
-        predicted = self.noise(self.statistics.normalise(observation), point, time)
+        predicted = self.noise(self.statistics.normalise_one(observation), point, time)
         return jnp.mean((predicted - latent) ** 2)
+
+
+def _derivative(
+    noise: ConditionalField,
+    schedule: NoiseSchedule,
+    normalised: Float[Array, " observation"],
+    negative_level: Float[Array, ""],
+    scaled: Float[Array, " action"],
+) -> Float[Array, " action"]:
+    """The derivative of the scaled point by the negative level of the noise in it."""
+    level = -negative_level
+    point = scaled / jnp.sqrt(1 + level**2)
+    return -noise(normalised, point, schedule.time(level))
 
 
 def _schedule_kind(kind: Any) -> Any:

@@ -9,6 +9,7 @@ from .._flow import follow
 from .._hyperparameters import real, size
 from .._network import ConditionalField
 from .._ode import Integrator, check_solver, integrator, solver_name
+from .._shapes import check_vector
 from .._statistics import RunningStatistics
 from .._types import RandomKey, Real
 from ._base import AbstractDecoder, AbstractDecoderConfig
@@ -36,7 +37,7 @@ class FlowDecoder(AbstractDecoder):
         self, observation: Float[Array, " observation"], latent: Float[Array, " action"]
     ) -> Float[Array, " action"]:
         """The end of the path that starts at `latent`."""
-        return follow(self.velocity, self.statistics.normalise(observation), latent, self.integrator)
+        return follow(self.velocity, self.statistics.normalise_one(observation), latent, self.integrator)
 
     def loss(
         self,
@@ -46,9 +47,10 @@ class FlowDecoder(AbstractDecoder):
         key: RandomKey,
     ) -> Float[Array, ""]:
         """The mean squared error of the velocity at a random time of the straight path from `latent` to `action`."""
+        check_vector("the latent", latent, action.size)
         time = jax.random.uniform(key)
         point = (1 - time) * latent + time * action
-        predicted = self.velocity(self.statistics.normalise(observation), point, time)
+        predicted = self.velocity(self.statistics.normalise_one(observation), point, time)
         return jnp.mean((predicted - (action - latent)) ** 2)
 
 

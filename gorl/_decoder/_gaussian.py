@@ -6,6 +6,7 @@ from jaxtyping import Array, Float
 from .._gaussian import log_density, mean_and_std
 from .._hyperparameters import size
 from .._network import perceptron
+from .._shapes import check_vector
 from .._statistics import RunningStatistics
 from .._types import RandomKey
 from ._base import AbstractDecoder, AbstractDecoderConfig
@@ -27,7 +28,8 @@ class GaussianDecoder(AbstractDecoder):
         self, observation: Float[Array, " observation"], latent: Float[Array, " action"]
     ) -> Float[Array, " action"]:
         """`mean + std * latent`."""
-        mean, std = mean_and_std(self.network(self.statistics.normalise(observation)))
+        mean, std = mean_and_std(self.network(self.statistics.normalise_one(observation)))
+        check_vector("the latent", latent, mean.size)
         return mean + std * latent
 
     def loss(
@@ -38,7 +40,8 @@ class GaussianDecoder(AbstractDecoder):
         key: RandomKey,
     ) -> Float[Array, ""]:
         """The negative log-likelihood of `action` per dimension, whatever the latent."""
-        mean, std = mean_and_std(self.network(self.statistics.normalise(observation)))
+        mean, std = mean_and_std(self.network(self.statistics.normalise_one(observation)))
+        check_vector("the action", action, mean.size)
         return -log_density(action, mean, std) / action.size
 
 

@@ -1,6 +1,10 @@
 """Environments by name. A new family is a new module here and a line in [`load_environment`][]."""
 
+import contextlib
+import dataclasses
 import functools
+import operator
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import equinox as eqx
@@ -9,6 +13,7 @@ import jax.numpy as jnp
 
 from .._errors import InputError, unknown_name
 from .._imported import described, imported, not_found
+from .._promotion import usual_promotion
 from . import _brax, _multigoal, _playground
 from ._base import EnvConfig as EnvConfig, Environment as Environment
 from ._episode import (
@@ -21,6 +26,7 @@ from ._implementation import check_implementation
 from ._multigoal import MultiGoal as MultiGoal
 from ._robot import MujocoEnv as MujocoEnv, MujocoState as MujocoState
 from ._scene import Pose as Pose, Scene as Scene
+from ._wrapped import check_bare
 
 _BUILT_IN: dict[str, tuple[int, int]] = {"MultiGoal": (2, 2)}
 
@@ -94,12 +100,16 @@ def check_options(config: EnvConfig) -> None:
             raise _without_mujoco(config)
 
 
-@functools.cache
+# What it forgets is only loaded again: what has been compiled goes by what an environment was loaded from.
+@functools.lru_cache(maxsize=16)
 def _load(config: EnvConfig, platform: str) -> Episodes:
-    del platform  # part of the cache's key: the physics that suits one device does not suit another
+    # The platform is part of the cache's key: the physics that suits one device does not suit another.
     name = config.name
+    sizes = environments().get(name) if isinstance(name, str) else None
+    # What JAX may combine in an environment: in one of one's own what the program says, in the others anything.
+    rules = contextlib.nullcontext if sizes is None else usual_promotion
     # Constants made here are kept, so they must not belong to a trace that happens to be running.
-    with jax.ensure_compile_time_eval():
+    with jax.ensure_compile_time_eval(), rules():
         if name in _playground.TASKS:
             env = _playground.load(config)
         elif name in _brax.TASKS:
@@ -108,13 +118,14 @@ def _load(config: EnvConfig, platform: str) -> Episodes:
             env = MultiGoal()
         else:
             env = _made(name) if isinstance(name, str) else name.value
+            check_bare(env, str(config))
             env = _simulated(env, config)
-            _check(env, str(config))
-    # The environments of MuJoCo Playground and Brax run their physics to find their sizes out.
-    sizes = environments().get(str(config)) or (env.observation_size, env.action_size)
+            sizes = _check(env, str(config))
+    assert sizes is not None
     episode_length = config.episode_length or int(getattr(env, "episode_length", 1000))
     training_length = min(config.training_length or episode_length, episode_length)
-    return Episodes(_ById(env), *sizes, episode_length, training_length, config.action_repeat)
+    origin = (*(getattr(config, field.name) for field in dataclasses.fields(config)), platform)
+    return Episodes(_Loaded(env, origin, rules), *sizes, episode_length, training_length, config.action_repeat)
 
 
 def _simulated(env: Any, config: EnvConfig) -> Any:
@@ -135,23 +146,41 @@ def _without_mujoco(config: EnvConfig) -> InputError:
     )
 
 
-class _ById:
-    """An environment that compares and hashes by identity, so that it can be static whatever it is made of."""
+class _Loaded:
+    """An environment that compares and hashes by what it was loaded from, so that it can be static whatever it is made
+    of, and that what was compiled for it serves when it is loaded again."""
 
-    def __init__(self, env: Environment):
+    def __init__(
+        self,
+        env: Any,
+        origin: tuple[Hashable, ...],
+        rules: Callable[[], contextlib.AbstractContextManager[None]],
+    ):
         self.whole = env
-        self.reset = env.reset
+        self._origin, self._rules = origin, rules
         # Traced once, for an episode's start, which looks at its types, and its step: tracing physics takes seconds.
         self.step = jax.jit(self._step)
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Loaded) and self._origin == other._origin
+
+    def __hash__(self) -> int:
+        return hash(self._origin)
+
+    def reset(self, key: Any) -> Any:
+        with self._rules():
+            return self.whole.reset(key)
+
     def _step(self, state: Any, action: Any) -> Any:
         # Some environments write into the dicts of the state that they are given, Brax's ant among them.
-        return self.whole.step(jax.tree.map(lambda leaf: leaf, state), action)
+        state = jax.tree.map(lambda leaf: leaf, state)
+        with self._rules():
+            return self.whole.step(state, action)
 
 
 def _made(name: str) -> Any:
     found = imported("environment", name)
-    if not isinstance(found, type) and isinstance(found, Environment):
+    if not isinstance(found, type) and (isinstance(found, Environment) or not callable(found)):
         return found
     try:
         return found()
@@ -182,25 +211,26 @@ def _checked(method: Any, name: str) -> Any:
     return call
 
 
-def _check(env: Any, name: str) -> None:
-    """Checks an environment that is not one of those shipped: one reset and one step, looked at closely."""
-    if isinstance(env, type):
-        raise InputError(f"{env.__name__} is a class: give an environment made of it, such as {env.__name__}().")
-    if not isinstance(env, Environment):
-        missing = [part for part in ("reset", "step", "observation_size", "action_size") if not hasattr(env, part)]
-        raise InputError(f"{name} is no environment: it lacks {', '.join(missing)} (see gorl.Environment).")
+def _check(env: Any, name: str) -> tuple[int, int]:
+    """Checks an environment that is not one of those shipped: one reset and one step, looked at closely.
+
+    **Returns:**
+
+    The sizes of its observations and actions.
+    """
+    sizes = _size(env, name, "observation_size"), _size(env, name, "action_size")
     # Shapes first, by tracing: compiling the physics can take a minute.
     reset, step = (jax.jit(_checked(getattr(env, method), f"{name}.{method}")) for method in ("reset", "step"))
     state = jax.eval_shape(reset, jax.random.key(0))
     for part in ("obs", "reward", "done"):
         if not hasattr(state, part):
             raise InputError(f"the state that {name}.reset returns lacks {part!r} (see gorl.Environment).")
-    if getattr(state.obs, "shape", None) != (env.observation_size,):
+    if getattr(state.obs, "shape", None) != sizes[:1]:
         raise InputError(
-            f"{name} must give observations that are one vector of observation_size = {env.observation_size} numbers, "
+            f"{name} must give observations that are one vector of observation_size = {sizes[0]} numbers, "
             f"not {jax.tree.map(jnp.shape, state.obs)}."
         )
-    action = jnp.zeros(env.action_size)
+    action = jnp.zeros(sizes[1])
     for method, seen in (("reset", state), ("step", jax.eval_shape(step, state, action))):
         if jnp.shape(seen.reward) != () or jnp.shape(seen.done) != ():
             raise InputError(
@@ -216,3 +246,20 @@ def _check(env: Any, name: str) -> None:
             )
     if not bool(jnp.isfinite(after.reward)):
         raise InputError(f"the reward that {name}.step returns is {after.reward}: it must be a finite number.")
+    return sizes
+
+
+def _size(env: Any, name: str, part: str) -> int:
+    """A size that an environment says it has, which can take a run of its physics to find out."""
+    size = getattr(env, part)
+    try:
+        number = operator.index(size)
+    except TypeError:
+        number = 0
+    if number < 1:
+        what = "observations" if part == "observation_size" else "actions"
+        raise InputError(
+            f"{name}.{part} must be a whole number of at least 1, not {size!r}: give it {what} that are one vector of "
+            "one number or more."
+        )
+    return number

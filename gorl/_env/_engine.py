@@ -164,6 +164,12 @@ class _Simulator:
         finally:
             with self._lock:
                 idle.append(simulations)
+            _used(self)
+
+    def forget_idle(self) -> None:
+        """Frees what simulations hold, which the next run makes again."""
+        with self._lock:
+            self._idle = {}
 
 
 class _Simulations:
@@ -199,8 +205,23 @@ class _Simulations:
                 values.reshape(len(failed), -1)[failed] = np.nan
 
 
+# Programs may ask for any simulator for ever, but it is simulations that take much memory: those of the last few stay.
+_MOST_WARM = 16
 _simulators: dict[int, _Simulator] = {}
+_warm: dict[_Simulator, None] = {}  # in the order of their use
 _simulators_lock = threading.Lock()
+
+
+def _used(simulator: _Simulator) -> None:
+    """Takes note of the use of a simulator, and frees the simulations of the one that was used longest ago."""
+    with _simulators_lock:
+        _warm.pop(simulator, None)
+        _warm[simulator] = None
+        coldest = next(iter(_warm)) if len(_warm) > _MOST_WARM else None
+        if coldest is not None:
+            del _warm[coldest]
+    if coldest is not None:
+        coldest.forget_idle()
 
 
 def _simulator_of(model: Any, num_changing: int, outputs: list[str]) -> int:

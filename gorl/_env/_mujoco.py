@@ -12,6 +12,7 @@ from jaxtyping import Array
 from mujoco import mjx
 
 from .._errors import InputError
+from .._promotion import usual_promotion
 from ._engine import DERIVED, Engine, default_data
 from ._implementation import implementation_or_default
 from ._rewire import rewire
@@ -65,9 +66,11 @@ class _MJX:
     def make_data(self) -> mjx.Data:
         return mjx.make_data(self._model, impl=self._implementation)
 
+    @usual_promotion()
     def forward(self, data: mjx.Data) -> mjx.Data:
         return mjx.forward(self._model, data)
 
+    @usual_promotion()
     def step(self, data: mjx.Data, num_steps: int) -> mjx.Data:
         return jax.lax.scan(lambda data, _: (mjx.step(self._model, data), None), data, None, num_steps)[0]
 

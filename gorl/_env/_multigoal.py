@@ -47,7 +47,7 @@ class MultiGoal(eqx.Module):
     @property
     def goals(self) -> Float[Array, "goals 2"]:
         """Where the goals are."""
-        angle = 2 * jnp.pi * jnp.arange(self.num_goals) / self.num_goals
+        angle = 2 * jnp.pi * jnp.arange(self.num_goals, dtype=jnp.float32) / self.num_goals
         return jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=-1)
 
     def reset(self, key: RandomKey) -> MultiGoalState:
@@ -57,7 +57,7 @@ class MultiGoal(eqx.Module):
     def step(self, state: MultiGoalState, action: Float[Array, "2"]) -> MultiGoalState:
         """Moves the point by a tenth of `action`; the plane ends at ±1.5."""
         position = jnp.clip(state.obs + 0.1 * jnp.clip(action, -1, 1), -1.5, 1.5)
-        squared_distance = jnp.min(jnp.sum((self.goals - position) ** 2, axis=-1))
+        squared_distance = jnp.min(jnp.sum((self.goals - position[None]) ** 2, axis=-1))
         reward = jnp.exp(-squared_distance / (2 * self.goal_width**2))
         return MultiGoalState(position, reward, jnp.zeros(()))
 

@@ -13,6 +13,7 @@ from .._blocks import map_rows, mean_gradient
 from .._errors import InputError
 from .._hyperparameters import real, size
 from .._network import perceptron
+from .._promotion import usually_promoting
 from .._shuffle import shuffle
 from .._trainable import split_trainable
 from .._tree import is_finite, where
@@ -181,9 +182,11 @@ class AbstractClippedLearner(AbstractLearner[ActorCritic]):
         return ActorCritic(encoder, value, self._optimiser().init(trainable))
 
     def _optimiser(self, progress: Real = 0.0) -> optax.GradientTransformation:
-        return optax.chain(
-            optax.clip_by_global_norm(self.max_gradient_norm),  # pyright: ignore[reportArgumentType]
-            optax.adam(self.learning_rate * (1 - self.annealing * progress)),  # pyright: ignore[reportArgumentType]
+        return usually_promoting(
+            optax.chain(
+                optax.clip_by_global_norm(self.max_gradient_norm),  # pyright: ignore[reportArgumentType]
+                optax.adam(self.learning_rate * (1 - self.annealing * progress)),  # pyright: ignore[reportArgumentType]
+            )
         )
 
     def _batch(self, memory: ActorCritic, experience: Experience) -> Batch:

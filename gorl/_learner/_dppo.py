@@ -68,7 +68,7 @@ class ChainEncoder(AbstractEncoder):
         self, observation: Float[Array, " observation"], points: Float[Array, "points latent"]
     ) -> Float[Array, " steps"]:
         """The log-density of each step of a chain, given where it starts."""
-        normalised = self.statistics.normalise(observation)
+        normalised = self.statistics.normalise_one(observation)
         mean = jax.vmap(self._mean, in_axes=(None, 0, 0))(normalised, points[:-1], self._times())
         return log_density(points[1:], mean, self.step_std.value)
 
@@ -76,7 +76,7 @@ class ChainEncoder(AbstractEncoder):
         self, observation: Float[Array, " observation"], noise: Float[Array, "points latent"]
     ) -> Float[Array, "points latent"]:
         """The chain that starts at the first noise; each of the others is that of a step, before it is scaled by σ."""
-        normalised = self.statistics.normalise(observation)
+        normalised = self.statistics.normalise_one(observation)
 
         def step(point: Float[Array, " latent"], inputs: tuple[Array, Array]) -> tuple[Array, Array]:
             time, noise = inputs

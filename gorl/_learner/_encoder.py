@@ -7,6 +7,7 @@ from jaxtyping import Array, Float
 
 from .._gaussian import log_density, mean_and_std, standard_outputs
 from .._network import perceptron
+from .._shapes import check_vector
 from .._statistics import RunningStatistics
 from .._types import RandomKey
 from ._base import AbstractEncoder
@@ -50,7 +51,7 @@ class GaussianEncoder(AbstractEncoder):
         self, observation: Float[Array, " observation"]
     ) -> tuple[Float[Array, " latent"], Float[Array, " latent"]]:
         """The mean and the standard deviation of the latent."""
-        return mean_and_std(self.network(self.statistics.normalise(observation)))
+        return mean_and_std(self.network(self.statistics.normalise_one(observation)))
 
     def sample(
         self, observation: Float[Array, " observation"], key: RandomKey
@@ -70,4 +71,5 @@ class GaussianEncoder(AbstractEncoder):
     ) -> Float[Array, " latent"]:
         """`mean + std * noise`."""
         mean, std = self.distribution(observation)
+        check_vector("the noise", noise, mean.size)
         return mean + std * noise

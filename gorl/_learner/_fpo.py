@@ -63,7 +63,7 @@ class FlowEncoder(AbstractEncoder):
         self, observation: Float[Array, " observation"], noise: Float[Array, " latent"]
     ) -> Float[Array, " latent"]:
         """Where the flow that starts at `noise` ends."""
-        normalised = self.statistics.normalise(observation)
+        normalised = self.statistics.normalise_one(observation)
         return follow(self.velocity, normalised, noise, Integrator(num_steps=self.num_steps))
 
     def losses(
@@ -74,7 +74,7 @@ class FlowEncoder(AbstractEncoder):
         time: Float[Array, " draws"],
     ) -> Float[Array, " draws"]:
         """The flow-matching loss at each draw: the mean squared error of the noise that the velocity implies."""
-        normalised = self.statistics.normalise(observation)
+        normalised = self.statistics.normalise_one(observation)
 
         def loss(noise: Float[Array, " latent"], time: Float[Array, ""]) -> Float[Array, ""]:
             point = (1 - time) * noise + time * action

@@ -367,7 +367,10 @@ class REPPO(AbstractLearner[REPPOMemory]):
         # Temperature and multiplier, up where what they weigh is above its target.
         excess = metrics["divergence"] - self.target_divergence * batch.latent.shape[-1]
         duals = (memory.log_temperature, memory.log_multiplier)
-        gradient = (-temperature * excess * self.learn_temperature, -multiplier * (metrics["kl"] - self.kl_bound))
+        gradient = (
+            -temperature * excess if self.learn_temperature else jnp.zeros(()),
+            -multiplier * (metrics["kl"] - self.kl_bound),
+        )
         (log_temperature, log_multiplier), duals_state = self._moved(
             duals, gradient, duals_state, scale * self.dual_learning_rate
         )

@@ -1,5 +1,6 @@
 """Soft actor-critic in the latent space: off-policy, with a replay buffer."""
 
+import dataclasses
 from typing import Any
 
 import equinox as eqx
@@ -14,6 +15,7 @@ from .._errors import InputError
 from .._gaussian import log_density, log_prior
 from .._hyperparameters import count, real, size
 from .._network import perceptron
+from .._promotion import usual_promotion, usually_promoting
 from .._trainable import split_trainable
 from .._tree import is_finite, where
 from .._types import Integer, RandomKey, Real
@@ -202,12 +204,12 @@ class SAC(AbstractLearner[SACMemory]):
         next_value = jnp.min(
             self._values(memory.target_critics, memory.encoder, batch.next_observation, next_latent), 0
         )
-        going_on = self.discount * (1 - batch.terminated)
+        going_on = self.discount * jnp.where(batch.terminated, 0.0, 1.0)
         target = self.reward_scale * batch.reward + going_on * (next_value - temperature * next_divergence)
 
         def critic_loss(critics: eqx.nn.MLP) -> Float[Array, ""]:
             values = self._values(critics, memory.encoder, batch.observation, batch.latent)
-            return jnp.mean(jnp.sum((values - target) ** 2, axis=0))
+            return jnp.mean(jnp.sum((values - target[None]) ** 2, axis=0))
 
         loss_of_critics, gradient = jax.value_and_grad(critic_loss)(memory.critics)
         updates, critic_state = self._optimiser().update(gradient, critic_state)
@@ -274,10 +276,12 @@ class SAC(AbstractLearner[SACMemory]):
         return eqx.filter_vmap(lambda critic: jax.vmap(critic)(inputs)[:, 0])(critics)
 
     def _optimiser(self) -> optax.GradientTransformation:
-        return optax.adam(self.learning_rate)  # pyright: ignore[reportArgumentType]
+        return usually_promoting(optax.adam(self.learning_rate))  # pyright: ignore[reportArgumentType]
 
     def _buffer(self) -> TrajectoryBuffer:
-        return flashbax.make_item_buffer(self.buffer_size, 1, self.batch_size, add_sequences=True, add_batches=True)
+        buffer = flashbax.make_item_buffer(self.buffer_size, 1, self.batch_size, add_sequences=True, add_batches=True)
+        usual = {name: usual_promotion()(getattr(buffer, name)) for name in ("add", "sample")}
+        return dataclasses.replace(buffer, **usual)
 
     def _check_memory(self, observation_size: int, latent_size: int) -> None:
         mebibytes = self.buffer_size * (4 * (2 * observation_size + latent_size + 1) + 1) / 2**20
