@@ -46,6 +46,7 @@ class Bins(eqx.Module):
     def project(self, value: Float[Array, "*batch"]) -> Float[Array, "*batch bins"]:
         """A value as probabilities of the bins: a Gaussian around it (HL-Gauss), as far as it lies within the bins."""
         edges = self.lowest + self.width * (np.arange(self.num_bins + 1, dtype=np.float32) - 0.5)
+        edges = jnp.expand_dims(edges, tuple(range(jnp.ndim(value))))
         below = jax.scipy.stats.norm.cdf(edges, self.clip(value)[..., None], _STD_IN_BINS * self.width)
         mass = below[..., 1:] - below[..., :-1]
         return mass / jnp.sum(mass, axis=-1, keepdims=True)

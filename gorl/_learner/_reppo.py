@@ -17,6 +17,7 @@ from .._errors import InputError, unknown_name
 from .._gaussian import divergence as kl_divergence, log_density, log_prior
 from .._hyperparameters import real, size
 from .._network import perceptron
+from .._promotion import usually_promoting
 from .._shuffle import shuffle
 from .._statistics import RunningStatistics
 from .._trainable import split_trainable
@@ -275,9 +276,11 @@ class REPPO(AbstractLearner[REPPOMemory]):
 
     def _optimiser(self) -> optax.GradientTransformation:
         """Steps of size 1, to be scaled by a learning rate that may change in the course of a run."""
-        return optax.chain(
-            optax.clip_by_global_norm(self.max_gradient_norm),  # pyright: ignore[reportArgumentType]
-            optax.scale_by_adam(),
+        return usually_promoting(
+            optax.chain(
+                optax.clip_by_global_norm(self.max_gradient_norm),  # pyright: ignore[reportArgumentType]
+                optax.scale_by_adam(),
+            )
         )
 
     @property
