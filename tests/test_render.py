@@ -100,7 +100,7 @@ def test_pictures_are_those_that_the_environment_draws_of_itself(figures, family
 def test_a_machine_without_opengl_gets_a_sentence():
     script = (
         "import types, gorl, jax\n"
-        "policy = types.SimpleNamespace(observation_size=2, action_size=2)\n"
+        "policy = types.SimpleNamespace(observation_size=2, action_size=2, check_single=lambda: None)\n"
         "try:\n    gorl.render('MultiGoal', policy, jax.random.key(0))\n"
         "except gorl.InputError as error:\n    print(error)"
     )

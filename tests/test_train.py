@@ -763,7 +763,7 @@ def test_it_learns_and_its_stages_hand_over(tiny, keys):
                 discount=0.95,
             ),
             "decoder": gorl.FlowMatching(width=32, depth=2),
-            "refinement": gorl.Refinement(num_episodes=64, num_heldout=6, batch_size=256, num_epochs=20),
+            "refinement": gorl.Refinement(num_episodes=64, num_heldout=6, batch_size=256, num_epochs=50),
             "stage_steps": (100_000, 100_000),
             "evaluation_interval": 20_000,
             "evaluation_episodes": 64,
