@@ -160,7 +160,7 @@ def iterate(config: Config, start: RandomKeys | TrainState) -> Iterator[tuple[Ch
 
     Several seeds are spread over the devices of the process, as many on each, on as many devices as divide them.
     `jax.config.update("jax_num_cpu_devices", 4)` makes devices of four cores. How many seeds go on one decides nothing
-    but the rounding of numbers, and on a CPU not even that.
+    but the rounding of numbers.
 
     **Arguments:**
 

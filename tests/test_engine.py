@@ -163,14 +163,16 @@ def test_playground_itself_is_left_as_it_was():
     assert type(raw("CartpoleSwingup").reset.__globals__) is dict
 
 
-def test_a_run_over_seeds_on_two_devices_is_that_of_each_seed_by_itself(tiny, assert_same):
+def test_a_run_over_seeds_on_two_devices_is_the_one_on_one_device(tiny, assert_same):
     env = gorl.EnvConfig("CartpoleSwingup", implementation="mujoco", episode_length=20)
     config = gorl.replace(tiny, {"env": env, "decoder": gorl.Identity(), "stage_steps": (800,)})
     keys = jax.random.split(jax.random.key(0), 2)
     *_, (_, both) = gorl.iterate(config, keys)
     assert len(both.returns.devices()) == 2
-    *_, (_, first) = gorl.iterate(config, keys[0])
-    assert_same(jax.tree.map(lambda leaf: leaf[0], both), first)
+    with jax.default_device(jax.devices()[0]):
+        *_, (_, on_one) = gorl.iterate(config, keys)
+    # A map over one seed is compiled to other fusions than one over two: numbers may be rounded otherwise.
+    assert_same(both, on_one, rtol=1e-4, atol=1e-4)
     assert np.isfinite(both.returns).all()
 
 
