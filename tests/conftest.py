@@ -19,8 +19,6 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 os.environ.setdefault("XLA_FLAGS", OLDER_EMITTERS)
 os.environ["JAX_NUM_CPU_DEVICES"] = "2"  # so that seeds can be spread over them
-# In the background of a script SIGINT is ignored, and would be in the processes that are to be stopped by it.
-signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import equinox as eqx
 import jax
@@ -34,6 +32,9 @@ import gorl
 
 # Nearly every test takes longer to compile than to run; `optimised` is for the others.
 jax.config.update("jax_disable_most_optimizations", True)
+
+# In the background of a script SIGINT is ignored, and would be in the processes that are to be stopped by it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
