@@ -148,7 +148,7 @@ class Run:
         try:
             gorl.write_whole(self.directory / _CONFIG, config.to_json())
         except OSError as error:
-            raise self._unwritable(error) from error
+            raise _unwritable(self._called, error) from error
         return dataclasses.replace(self, config=config)
 
     def writing(self) -> contextlib.AbstractContextManager[None]:
@@ -158,13 +158,11 @@ class Run:
 
         `gorl.InputError` if another process does.
         """
-        return only_writer(self.directory, f"the run in {self.directory}")
+        return only_writer(self.directory, self._called)
 
-    def _unwritable(self, error: OSError) -> gorl.InputError:
-        return gorl.InputError(
-            f"the run in {self.directory} cannot be written ({error.strerror}): {advice(error)}, or copy it to where "
-            "it can be, and go on there."
-        )
+    @property
+    def _called(self) -> str:
+        return f"the run in {self.directory}"
 
     @property
     def place(self) -> Place:
@@ -450,14 +448,17 @@ def only_writer(directory: pathlib.Path, what: str) -> Iterator[None]:
     except filelock.Timeout as error:
         raise gorl.InputError(f"{what} is being written by another process: wait for it, or stop it.") from error
     except OSError as error:
-        raise gorl.InputError(
-            f"{what} cannot be written ({error.strerror}): {advice(error)}, or copy it to where it can be, and go on "
-            "there."
-        ) from error
+        raise _unwritable(what, error) from error
     try:
         yield
     finally:
         lock.release()
+
+
+def _unwritable(what: str, error: OSError) -> gorl.InputError:
+    return gorl.InputError(
+        f"{what} cannot be written ({error.strerror}): {advice(error)}, or copy it to where it can be, and go on there."
+    )
 
 
 def keys_of(seeds: Iterable[int]) -> Key[jax.Array, " seeds"]:

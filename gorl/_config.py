@@ -92,8 +92,7 @@ class Config(eqx.Module):
     @property
     def steps_per_iteration(self) -> int:
         """Environment steps in one iteration of the learner."""
-        learner = self.learner
-        return learner.num_envs * learner.unroll_length * learner.num_unrolls * self.env.action_repeat
+        return self.learner.steps_per_update * self.env.action_repeat
 
     @property
     def stage_iterations(self) -> tuple[int, ...]:

@@ -53,6 +53,20 @@ def log_prior(latent: Float[Array, "*batch size"], *, on_actions: bool) -> Float
     return log_density(latent, 0.0, 1.0)
 
 
+def log_over_prior(
+    latent: Float[Array, "*batch size"],
+    mean: Float[Array, "*batch size"],
+    std: Float[Array, "*batch size"],
+    *,
+    on_actions: bool,
+) -> Float[Array, "*batch"]:
+    """The log-density of a diagonal Gaussian over that of the prior, see [`log_prior`][].
+
+    Of draws from the Gaussian it is, on average, the divergence from the prior.
+    """
+    return log_density(latent, mean, std) - log_prior(latent, on_actions=on_actions)
+
+
 def entropy(std: Float[Array, "*batch size"]) -> Float[Array, "*batch"]:
     """The differential entropy of a diagonal Gaussian, in nats."""
     return jnp.sum(0.5 + 0.5 * jnp.log(2 * jnp.pi) + jnp.log(std), axis=-1)

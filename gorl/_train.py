@@ -247,7 +247,7 @@ def _start(config: Config, key: RandomKey) -> TrainState:
     memory = config.learner.init(episodes.observation_size, episodes.action_size, memory_key)
     statistics = RunningStatistics.empty(episodes.observation_size)
     decoder = config.decoder.init(statistics, episodes.action_size, decoder_key)
-    no, never = jnp.zeros((), bool), jnp.full((), -1, jnp.int32)
+    no = jnp.zeros((), bool)
     num_evaluations = int(schedule(config).evaluation[-1]) + 1
     num_refinements = config.num_stages - 1
     return TrainState(
@@ -257,7 +257,7 @@ def _start(config: Config, key: RandomKey) -> TrainState:
         decoder=decoder,
         workers=_workers(config, workers_key),
         best=Best(_no_return(), config.learner.encoder(memory), decoder, no, no),
-        diverged_at=never,
+        diverged_at=jnp.full((), -1, jnp.int32),
         divergence=jnp.asarray(Divergence.NONE, jnp.int32),
         returns=_unknown(num_evaluations, config.evaluation_episodes),
         metrics={name: _unknown(num_evaluations) for name in config.learner.metric_names()},
@@ -331,7 +331,8 @@ def _evaluate(
         load_environment(config.env), _policy(config, encoder, decoder, fitted), key, config.evaluation_episodes
     )
     # A policy of NaN ends its episodes at once, which can look better than a policy that gets nowhere.
-    is_sound = is_finite((encoder, decoder))
+    own = first_of((~is_finite(encoder), Divergence.PARAMETERS), (~is_finite(decoder), Divergence.DECODER))
+    is_sound = own == Divergence.NONE
     returns = jnp.where(is_sound, played.returns, jnp.nan)
     mean_return = jnp.mean(returns)
     is_known = jnp.isfinite(mean_return)
@@ -348,7 +349,6 @@ def _evaluate(
         state,
         (best, state.returns.at[chunk.evaluation].set(returns), metrics),
     )
-    own = first_of((~is_finite(encoder), Divergence.PARAMETERS), (~is_finite(decoder), Divergence.DECODER))
     return _watched(state, chunk, jnp.where(is_sound, jnp.max(played.divergence), own))
 
 

@@ -160,7 +160,7 @@ def test_the_encoders_gradient_against_finite_differences(shaken, kl_mode):
     plain = Plain(**{name: getattr(reppo, name) for name in REPPO.__dataclass_fields__})
     plain = eqx.tree_at(lambda r: r.learning_rate, plain, jnp.asarray(1.0))
     # The encoder goes up the critic that was just updated, so that one has to stand still.
-    memory = plain._begin(memory.encoder, memory.encoder, memory.critic)
+    memory = plain._begin(memory.encoder, memory.critic)
     temperature, multiplier = jnp.log(0.2), jnp.log(0.5)
     memory = eqx.tree_at(lambda m: (m.log_temperature, m.log_multiplier), memory, (temperature, multiplier))
     after, _ = eqx.filter_jit(still_critic(plain)._gradient_steps)(memory, old, batch, noise_key, 1.0)

@@ -105,10 +105,9 @@ class Episodes(eqx.Module):
         while True:
             after = jax.eval_shape(self.env.step, state, action)
             wider = _wider(state, after)
-            if all(leaf.dtype == dtype for leaf, dtype in zip(jax.tree.leaves(state), wider, strict=True)):
+            if [leaf.dtype for leaf in jax.tree.leaves(state)] == jax.tree.leaves(wider):
                 return state
-            leaves = [jax.lax.convert_element_type(*pair) for pair in zip(jax.tree.leaves(state), wider, strict=True)]
-            state = jax.tree.unflatten(jax.tree.structure(state), leaves)
+            state = jax.tree.map(jax.lax.convert_element_type, state, wider)
 
     def none(self, num_envs: int) -> Episode:
         """The shapes of `num_envs` episodes, none of which is running: a rollout begins by starting them all."""
@@ -127,7 +126,7 @@ def _strong(leaf: Any) -> Array:
     return jax.lax.convert_element_type(leaf, leaf.dtype)
 
 
-def _wider(before: PyTree, after: PyTree) -> list[Any]:
+def _wider(before: PyTree, after: PyTree) -> PyTree:
     """The type that holds both the number of reset and that of step, of each leaf of a state."""
     if jax.tree.structure(before) != jax.tree.structure(after):
         raise InputError(
@@ -149,4 +148,4 @@ def _wider(before: PyTree, after: PyTree) -> list[Any]:
             )
         return jax.dtypes.canonicalize_dtype(jnp.promote_types(old.dtype, new.dtype))
 
-    return jax.tree.leaves(jax.tree.map(widest, before, after))
+    return jax.tree.map(widest, before, after)

@@ -7,6 +7,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
+from .._errors import InputError
 from .._statistics import RunningStatistics
 from .._types import RandomKey, Real
 
@@ -70,6 +71,11 @@ class AbstractLearner(eqx.Module, Generic[Memory]):
     # Whether latents must be actions before tanh, so that the only decoder is the identity.
     on_actions: eqx.AbstractVar[bool]
 
+    @property
+    def steps_per_update(self) -> int:
+        """Steps of experience between two updates, of all environments together."""
+        return self.num_envs * self.unroll_length * self.num_unrolls
+
     @abc.abstractmethod
     def init(self, observation_size: int, latent_size: int, key: RandomKey) -> Memory:
         """A fresh memory. Where latents go through a decoder, its encoder is N(0, I) whatever the observation.
@@ -105,3 +111,17 @@ class AbstractLearner(eqx.Module, Generic[Memory]):
     @abc.abstractmethod
     def check(self) -> None:
         """Checks what the declared range of each single field cannot say; raises `gorl.InputError`."""
+
+
+def check_minibatches(num_minibatches: int, num_steps: int) -> None:
+    """Checks that so many minibatches share out the steps of an update.
+
+    **Raises:**
+
+    `gorl.InputError` if they do not.
+    """
+    if num_steps % num_minibatches:
+        raise InputError(
+            f"learner.num_minibatches = {num_minibatches} does not divide the {num_steps} steps of an iteration "
+            "(num_envs * unroll_length * num_unrolls): choose one that does."
+        )

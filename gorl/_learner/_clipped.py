@@ -10,7 +10,6 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from .._advantage import generalised_advantage
 from .._blocks import map_rows, mean_gradient
-from .._errors import InputError
 from .._hyperparameters import real, size
 from .._network import perceptron
 from .._promotion import usually_promoting
@@ -18,7 +17,7 @@ from .._shuffle import shuffle
 from .._trainable import split_trainable
 from .._tree import is_finite, where
 from .._types import RandomKey, Real
-from ._base import AbstractEncoder, AbstractLearner, Experience
+from ._base import AbstractEncoder, AbstractLearner, Experience, check_minibatches
 
 
 class ActorCritic(eqx.Module):
@@ -149,12 +148,7 @@ class AbstractClippedLearner(AbstractLearner[ActorCritic]):
         return ("policy_loss", "value_loss", "approximate_kl", "clip_fraction", *self.assessment_names())
 
     def check(self) -> None:
-        steps = self.num_envs * self.unroll_length * self.num_unrolls
-        if steps % self.num_minibatches:
-            raise InputError(
-                f"learner.num_minibatches = {self.num_minibatches} does not divide the {steps} steps of an iteration "
-                "(num_envs * unroll_length * num_unrolls): choose one that does."
-            )
+        check_minibatches(self.num_minibatches, self.steps_per_update)
 
     def update(
         self, memory: ActorCritic, experience: Experience, key: RandomKey, progress: Real = 0.0

@@ -14,7 +14,7 @@ from .._advantage import lambda_returns
 from .._blocks import map_rows, mean_gradient
 from .._categorical import Bins
 from .._errors import InputError, unknown_name
-from .._gaussian import divergence as kl_divergence, log_density, log_prior
+from .._gaussian import divergence as kl_divergence, log_over_prior
 from .._hyperparameters import real, size
 from .._network import perceptron
 from .._promotion import usually_promoting
@@ -23,7 +23,7 @@ from .._statistics import RunningStatistics
 from .._trainable import split_trainable
 from .._tree import is_finite, where
 from .._types import RandomKey, Real
-from ._base import AbstractLearner, Experience
+from ._base import AbstractLearner, Experience, check_minibatches
 from ._encoder import GaussianEncoder
 
 _KL_MODES = ("clipped", "full", "none")
@@ -174,7 +174,7 @@ class REPPO(AbstractLearner[REPPOMemory]):
         sure_of_zero = _CONFIDENCE * self._bins.project(jnp.zeros(()))
         head = eqx.tree_at(lambda h: h.layers[-1].bias, head, sure_of_zero)
         outlook = perceptron(width, width + 1, width, 1, key=outlook_key) if self.predicts_outlook else None
-        return self._begin(encoder, encoder, Critic(trunk, head, outlook))
+        return self._begin(encoder, Critic(trunk, head, outlook))
 
     def restart(self, memory: REPPOMemory, observation_size: int, latent_size: int, key: RandomKey) -> REPPOMemory:
         fresh = self.init(observation_size, latent_size, key)
@@ -185,9 +185,9 @@ class REPPO(AbstractLearner[REPPOMemory]):
         elif self.keep_features:
             encoder = memory.encoder.at_prior()
         if not self.keep_critic:
-            return self._begin(encoder, encoder, fresh.critic)
+            return self._begin(encoder, fresh.critic)
         encoder = eqx.tree_at(lambda e: e.statistics, encoder, memory.encoder.statistics)
-        return self._begin(encoder, encoder, memory.critic)
+        return self._begin(encoder, memory.critic)
 
     def encoder(self, memory: REPPOMemory) -> GaussianEncoder:
         return memory.encoder
@@ -210,12 +210,7 @@ class REPPO(AbstractLearner[REPPOMemory]):
         )
 
     def check(self) -> None:
-        steps = self.num_envs * self.unroll_length * self.num_unrolls
-        if steps % self.num_minibatches:
-            raise InputError(
-                f"learner.num_minibatches = {self.num_minibatches} does not divide the {steps} steps of an iteration "
-                "(num_envs * unroll_length * num_unrolls): choose one that does."
-            )
+        check_minibatches(self.num_minibatches, self.steps_per_update)
         if self.kl_mode not in _KL_MODES:
             raise unknown_name("learner.kl_mode", self.kl_mode, _KL_MODES)
         numbers = (self.lowest_value, self.highest_value, self.discount, self.reward_scale)
@@ -266,13 +261,13 @@ class REPPO(AbstractLearner[REPPOMemory]):
         )
         return memory, {name: jnp.mean(figures) for name, figures in metrics.items()}
 
-    def _begin(self, encoder: GaussianEncoder, averaged_encoder: GaussianEncoder, critic: Critic) -> REPPOMemory:
+    def _begin(self, encoder: GaussianEncoder, critic: Critic) -> REPPOMemory:
         log_temperature, log_multiplier = (
             jnp.log(jnp.asarray(number, jnp.float32)) for number in (self.initial_temperature, self.initial_multiplier)
         )
         duals = (log_temperature, log_multiplier)
         states = tuple(self._optimiser().init(split_trainable(part)[0]) for part in (encoder, critic, duals))
-        return REPPOMemory(encoder, averaged_encoder, critic, *duals, states)  # pyright: ignore[reportArgumentType]
+        return REPPOMemory(encoder, encoder, critic, *duals, states)  # pyright: ignore[reportArgumentType]
 
     def _optimiser(self) -> optax.GradientTransformation:
         """Steps of size 1, to be scaled by a learning rate that may change in the course of a run."""
@@ -305,15 +300,15 @@ class REPPO(AbstractLearner[REPPOMemory]):
         next_value = self._values(memory.critic, memory.encoder.statistics, next_observation, next_latent)
         # A next step also pays for how far its latent strays from the prior.
         next_value = next_value - jnp.exp(memory.log_temperature) * next_divergence
+        reward = self.reward_scale * experience.reward
         target = lambda_returns(
-            self.reward_scale * experience.reward,
+            reward,
             next_value.reshape(shape),
             experience.terminated,
             experience.truncated,
             self.discount,
             self.trace_decay,
         )
-        reward = self.reward_scale * experience.reward
         return Batch(observation, latent, reward.reshape(-1), next_observation, next_latent, target.reshape(-1))
 
     def _gradient_steps(
@@ -347,7 +342,7 @@ class REPPO(AbstractLearner[REPPOMemory]):
             encoder, (steps, noise) = eqx.combine(trainable, rest), rows
             mean, std = jax.vmap(encoder.distribution)(steps.observation)
             latent = mean + std * noise
-            divergence = log_density(latent, mean, std) - log_prior(latent, on_actions=self.on_actions)
+            divergence = log_over_prior(latent, mean, std, on_actions=self.on_actions)
             value = self._values(critic, statistics, steps.observation, latent)
             kl = kl_divergence(*jax.vmap(old.distribution)(steps.observation), mean, std)
             upwards = temperature * divergence - value
@@ -392,7 +387,7 @@ class REPPO(AbstractLearner[REPPOMemory]):
         """Latents, and their log-density over that of the prior: on average, the divergence from it."""
         mean, std = map_rows(encoder.distribution, observation, self.policy_width)
         latent = mean + std * jax.random.normal(key, mean.shape)
-        return latent, log_density(latent, mean, std) - log_prior(latent, on_actions=self.on_actions)
+        return latent, log_over_prior(latent, mean, std, on_actions=self.on_actions)
 
     def _features(
         self,

@@ -12,7 +12,7 @@ from flashbax.buffers.trajectory_buffer import TrajectoryBuffer
 from jaxtyping import Array, Bool, Float, PyTree
 
 from .._errors import InputError
-from .._gaussian import log_density, log_prior
+from .._gaussian import log_over_prior
 from .._hyperparameters import count, real, size
 from .._network import perceptron
 from .._promotion import usual_promotion, usually_promoting
@@ -153,7 +153,7 @@ class SAC(AbstractLearner[SACMemory]):
                 f"learner.buffer_size = {self.buffer_size} is smaller than learner.batch_size = {self.batch_size}: "
                 "choose a larger buffer or a smaller batch."
             )
-        steps = self.num_envs * self.unroll_length * self.num_unrolls
+        steps = self.steps_per_update
         if self.buffer_size < steps:
             raise InputError(
                 f"learner.buffer_size = {self.buffer_size} is smaller than the {steps} steps of an iteration "
@@ -262,7 +262,7 @@ class SAC(AbstractLearner[SACMemory]):
         """Latents, and their log-density over that of the prior: on average, the divergence from it."""
         mean, std = jax.vmap(encoder.distribution)(observation)
         latent = mean + std * jax.random.normal(key, mean.shape)
-        return latent, log_density(latent, mean, std) - log_prior(latent, on_actions=self.on_actions)
+        return latent, log_over_prior(latent, mean, std, on_actions=self.on_actions)
 
     def _values(
         self,
