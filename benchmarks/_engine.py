@@ -12,19 +12,19 @@ import gorl
 from ._report import num_cores
 
 
-def is_by_engine(env: gorl.EnvConfig, episodes: gorl.Episodes) -> bool:
+def is_by_engine(config: gorl.EnvConfig, env: gorl.EpisodicEnv) -> bool:
     """Whether an environment is simulated by MuJoCo's own engine."""
-    by_default = env.implementation is None and jax.default_backend() == "cpu"
-    task: Any = episodes.env.whole
-    return (by_default or env.implementation == "mujoco") and hasattr(task, "mjx_model")
+    by_default = config.implementation is None and jax.default_backend() == "cpu"
+    task: Any = env.env.whole
+    return (by_default or config.implementation == "mujoco") and hasattr(task, "mjx_model")
 
 
-def engine_seconds(episodes: gorl.Episodes, num_envs: int, num_steps: int) -> float:
+def engine_seconds(env: gorl.EpisodicEnv, num_envs: int, num_steps: int) -> float:
     """The seconds that MuJoCo's batch takes for so many control steps of a task of Playground under random controls.
 
     It begins where episodes begin, so that it sees the contacts that they see; and hands nothing back.
     """
-    task: Any = episodes.env.whole
+    task: Any = env.env.whole
     states = jax.jit(jax.vmap(task.reset))(jax.random.split(jax.random.key(0), num_envs))
     batch = Batch(task.mj_model, num_envs, num_cores() or 1)
     for name in ("qpos", "qvel", "qacc_warmstart"):

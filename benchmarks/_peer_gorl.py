@@ -24,8 +24,8 @@ def main() -> None:
         evaluation_interval=settings["steps"],
     )
     rates = []
-    for chunk, _, seconds in timed(config, jax.random.key(0)):
-        if chunk.phase == gorl.Phase.LEARN:
+    for step, _, seconds in timed(config, jax.random.key(0)):
+        if step.phase == gorl.Phase.LEARN:
             rates.append(config.steps_per_iteration / seconds)
             if len(rates) == settings["iterations"]:
                 break  # what follows are evaluations, which the peer does not make

@@ -96,16 +96,16 @@ def process_seconds(*command: str) -> float:
 
 def timed(
     config: gorl.Config, start: jax.Array | gorl.TrainState
-) -> Iterator[tuple[gorl.Chunk, gorl.TrainState, float]]:
+) -> Iterator[tuple[gorl.ScheduleStep, gorl.TrainState, float]]:
     """The chunks of a run, each with the state after it and its seconds until everything is there.
 
     The first of them is compiled in its time, and with it all others: nothing is compiled beside what is measured.
     """
     last = time.perf_counter()
     gorl.precompile(config, start)
-    for chunk, state in gorl.iterate(config, start):
+    for step, state in gorl.iterate(config, start):
         jax.block_until_ready(state)
-        yield chunk, state, time.perf_counter() - last
+        yield step, state, time.perf_counter() - last
         last = time.perf_counter()
 
 

@@ -86,9 +86,9 @@ def first_evaluation(task: str, scratch: pathlib.Path, name: str) -> float:
 def steady_seconds(config: gorl.Config, start: jax.Array) -> dict[str, float]:
     """The seconds of a run by phase, without compilation: the chunk that it falls into counts as the median one."""
     times: dict[str, list[float]] = {phase.name.lower(): [] for phase in gorl.Phase}
-    for chunk, _, took in timed(config, start):
-        times[gorl.Phase(int(chunk.phase)).name.lower()].append(took)
-    first = gorl.Phase(int(gorl.schedule(config).phase[0])).name.lower()
+    for step, _, took in timed(config, start):
+        times[gorl.Phase(int(step.phase)).name.lower()].append(took)
+    first = gorl.Phase(int(gorl.make_schedule(config).steps.phase[0])).name.lower()
     times[first][0] = statistics.median(times[first][1:])
     return {phase: sum(of_phase) for phase, of_phase in times.items() if of_phase}
 
@@ -198,12 +198,12 @@ def refinement_bytes(config: gorl.Config) -> dict[str, float]:
     episodes = gorl.load_environment(config.env)
     refinement, learner = config.refinement, config.learner
 
-    def demonstrate(policy: gorl.Policy, key: jax.Array) -> tuple:
+    def collect_dataset(policy: gorl.Policy, key: jax.Array) -> tuple:
         arguments = (refinement.num_episodes, refinement.stride, learner.unroll_length, key)
-        return gorl.demonstrate(episodes, policy, *arguments)[:2]  # latents of its own a decoder is not fitted to
+        return gorl.collect_dataset(episodes, policy, *arguments)[:2]  # latents of its own a decoder is not fitted to
 
     def refine(policy: gorl.Policy, key: jax.Array) -> tuple[Any, gorl.Fit]:
-        observations, actions = demonstrate(policy, key)
+        observations, actions = collect_dataset(policy, key)
         fresh = config.decoder.init(gorl.RunningStatistics.of(observations), episodes.action_size, key)
         return gorl.fit_decoder(fresh, observations, actions, refinement, key)
 
@@ -214,7 +214,7 @@ def refinement_bytes(config: gorl.Config) -> dict[str, float]:
     policy = gorl.Policy(learner.encoder(memory), gorl.StagedDecoder(identity, jax.numpy.asarray(False)), *sizes)
     data = sum(
         leaf.size * leaf.dtype.itemsize
-        for leaf in jax.tree.leaves(eqx.filter_eval_shape(demonstrate, policy, jax.random.key(2)))
+        for leaf in jax.tree.leaves(eqx.filter_eval_shape(collect_dataset, policy, jax.random.key(2)))
     )
     plan = compiled(refine, policy, jax.random.key(2))[0].compiled.memory_analysis()  # pyright: ignore[reportFunctionMemberAccess]
     return {"data": data / 1e6, "peak": (plan.temp_size_in_bytes + plan.output_size_in_bytes) / 1e6}

@@ -93,7 +93,7 @@ def smoke_plan() -> Plan:
         "decoder.width": 8,
         "decoder.depth": 1,
         "refinement.num_episodes": 8,
-        "refinement.num_heldout": 2,
+        "refinement.num_validation_episodes": 2,
         "refinement.batch_size": 16,
         "refinement.num_epochs": 2,
         "stage_steps": (400, 400),
@@ -178,12 +178,12 @@ class Report:
 
 def throughput(task: str, implementation: str, num_envs: int, num_steps: int) -> dict[str, Any]:
     """Environment steps a second under random actions, each episode from the same start again."""
-    episodes = gorl.load_environment(gorl.EnvConfig(task, implementation=implementation))
+    env = gorl.load_environment(gorl.EnvConfig(task, implementation=implementation))
     start_key, action_key = jax.random.split(jax.random.key(0))
 
-    run = jax.jit(random_actions(episodes, num_envs, num_steps))
+    run = jax.jit(random_actions(env, num_envs, num_steps))
     began = time.perf_counter()
-    start = jax.jit(jax.vmap(episodes.start))(jax.random.split(start_key, num_envs))
+    start = jax.jit(jax.vmap(env.start))(jax.random.split(start_key, num_envs))
     last, rewards = jax.block_until_ready(run(start, action_key))
     first = time.perf_counter() - began
     times = [once(run, start, action_key) for _ in range(3)]
@@ -216,8 +216,8 @@ def learning_seconds(config: gorl.Config, seeds: int, chunks: int) -> tuple[list
     steps = config.steps_per_iteration * (chunks + 1)
     config = gorl.replace(config, {"stage_steps": (steps,), "evaluation_interval": steps})
     times, before = [], 0.0
-    for chunk, _, seconds in timed(config, jax.random.split(jax.random.key(0), seeds)):
-        if chunk.phase == gorl.Phase.LEARN:
+    for step, _, seconds in timed(config, jax.random.split(jax.random.key(0), seeds)):
+        if step.phase == gorl.Phase.LEARN:
             times.append(seconds)
         else:
             before += seconds
@@ -255,11 +255,11 @@ def learning(config: gorl.Config, seeds: int, chunks: int, rows: list[dict[str, 
     }
 
 
-def kind_of(chunk: gorl.Chunk) -> str:
+def kind_of(step: gorl.ScheduleStep) -> str:
     """What a chunk does, by how long it takes."""
-    if chunk.phase == gorl.Phase.LEARN:
-        return DECODED if chunk.stage > 0 else FIRST
-    return EVALUATION if chunk.phase == gorl.Phase.EVALUATE else REFINEMENT
+    if step.phase == gorl.Phase.LEARN:
+        return DECODED if step.stage > 0 else FIRST
+    return EVALUATION if step.phase == gorl.Phase.EVALUATE else REFINEMENT
 
 
 def seconds_of(report: Report, kind: str) -> list[float]:
@@ -275,8 +275,8 @@ def measure_stage(report: Report, plan: Plan) -> None:
     """
     config = plan.stage_config
     state = first_chunks(report, plan)
-    for chunk, _, seconds in timed(config, at_the_end_of_the_first_stage(config, state)):
-        add_chunk(report, config, kind_of(chunk), seconds)
+    for step, _, seconds in timed(config, at_the_end_of_the_first_stage(config, state)):
+        add_chunk(report, config, kind_of(step), seconds)
         learned = len(seconds_of(report, DECODED))
         # What follows may be an evaluation, which must end in time as well.
         if learned and (learned >= plan.stage_chunks or report.left() < 1.5 * longest(report) + 5):
@@ -285,8 +285,8 @@ def measure_stage(report: Report, plan: Plan) -> None:
 
 def first_chunks(report: Report, plan: Plan) -> gorl.TrainState:
     """The state after a few chunks of the first stage."""
-    for chunk, state, seconds in timed(plan.stage_config, jax.random.key(0)):
-        add_chunk(report, plan.stage_config, COMPILING if chunk.position == 0 else kind_of(chunk), seconds)
+    for step, state, seconds in timed(plan.stage_config, jax.random.key(0)):
+        add_chunk(report, plan.stage_config, COMPILING if step.index == 0 else kind_of(step), seconds)
         learned = len(seconds_of(report, FIRST))
         if learned >= min(3, plan.stage_chunks) or (learned and report.left() < 4 * seconds):
             return state
@@ -295,8 +295,8 @@ def first_chunks(report: Report, plan: Plan) -> gorl.TrainState:
 
 def at_the_end_of_the_first_stage(config: gorl.Config, state: gorl.TrainState) -> gorl.TrainState:
     """The state as if the chunks up to the last evaluation of the first stage had been done."""
-    refinement = int(np.flatnonzero(gorl.schedule(config).phase == gorl.Phase.REFINE)[0])
-    return eqx.tree_at(lambda s: s.position, state, jnp.asarray(refinement - 1, jnp.int32))
+    refinement = int(np.flatnonzero(gorl.make_schedule(config).steps.phase == gorl.Phase.REFINE)[0])
+    return eqx.tree_at(lambda s: s.index, state, jnp.asarray(refinement - 1, jnp.int32))
 
 
 def longest(report: Report) -> float:
@@ -314,7 +314,7 @@ def add_chunk(report: Report, config: gorl.Config, kind: str, seconds: float) ->
 def projection(report: Report, config: gorl.Config) -> dict[str, Any]:
     """How often each kind of chunk comes in the whole run, its median seconds, and the hours of all together."""
     counts: dict[str, int] = {}
-    for kind in map(kind_of, gorl.schedule(config)):
+    for kind in map(kind_of, gorl.make_schedule(config)):
         counts[kind] = counts.get(kind, 0) + 1
     seconds = {kind: statistics.median(seconds_of(report, kind) or [float("nan")]) for kind in counts}
     known = all(seconds_of(report, kind) for kind in counts)

@@ -53,9 +53,9 @@ PIPELINE: dict[str, Any] = {f"learner.{name}": size for name, size in SETTINGS.i
     "decoder.depth": 4,
     "decoder.num_steps": 10,
     "refinement.num_episodes": 308,
-    "refinement.num_heldout": 31,
+    "refinement.num_validation_episodes": 31,
     "refinement.stride": 1,
-    "refinement.num_draws": 8,
+    "refinement.num_noise_samples": 8,
     "refinement.batch_size": 2048,
     "refinement.num_epochs": 10,
 }
@@ -63,7 +63,7 @@ PIPELINE: dict[str, Any] = {f"learner.{name}": size for name, size in SETTINGS.i
 RESIZABLE = (
     *(f"learner.{name}" for name in ("num_envs", "unroll_length", "num_unrolls", "num_minibatches", "num_epochs")),
     *("stage_steps", "evaluation_interval"),
-    *(f"refinement.{name}" for name in ("num_episodes", "num_heldout", "batch_size", "num_epochs")),
+    *(f"refinement.{name}" for name in ("num_episodes", "num_validation_episodes", "batch_size", "num_epochs")),
 )
 PEERS = {"brax": "benchmarks._peer_brax", "rejax": "benchmarks._peer_rejax"}
 Measure = Callable[[], dict[str, Any]]

@@ -26,12 +26,12 @@ TASKS = ("CheetahRun", "FingerSpin", "HopperStand", "WalkerWalk", "FishSwim", "H
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-def scanned(episodes: gorl.Episodes, num_envs: int, num_steps: int) -> tuple[Callable[..., Any], tuple, float]:
+def scanned(env: gorl.EpisodicEnv, num_envs: int, num_steps: int) -> tuple[Callable[..., Any], tuple, float]:
     """Random actions in a jitted scan: a compiled function, its arguments, and the seconds until it has run once."""
     keys = jax.random.split(jax.random.key(0), num_envs)
-    starting, compiling = compiled(jax.vmap(episodes.start), keys)
+    starting, compiling = compiled(jax.vmap(env.start), keys)
     arguments = (starting(keys), jax.random.key(1))
-    program, more = compiled(random_actions(episodes, num_envs, num_steps), *arguments)
+    program, more = compiled(random_actions(env, num_envs, num_steps), *arguments)
     return program, arguments, compiling + more
 
 
@@ -39,25 +39,27 @@ def rolled_out(config: gorl.Config) -> tuple[Callable[..., Any], tuple, int, flo
     """A rollout with the flow, under way: a compiled function, its arguments, its steps, and seconds of compiling."""
     learner = config.learner
     assert isinstance(learner, gorl.PPO)
-    episodes = gorl.load_environment(config.env)
-    training = episodes.in_training
-    sizes = (episodes.observation_size, episodes.action_size)
+    env = gorl.load_environment(config.env)
+    training = env.in_training
+    sizes = (env.observation_size, env.action_size)
     learner_key, decoder_key, noise_key, key = jax.random.split(jax.random.key(0), 4)
-    noise = jax.random.normal(noise_key, (1000, episodes.observation_size))
-    decoder = config.decoder.init(gorl.RunningStatistics.of(noise), episodes.action_size, decoder_key)
+    noise = jax.random.normal(noise_key, (1000, env.observation_size))
+    decoder = config.decoder.init(gorl.RunningStatistics.of(noise), env.action_size, decoder_key)
     encoder = learner.encoder(learner.init(*sizes, learner_key))
     policy = gorl.Policy(encoder, gorl.StagedDecoder(decoder, jnp.asarray(True)), *sizes)
 
-    def act(policy: gorl.Policy, workers: gorl.Workers, key: jax.Array) -> tuple[gorl.Workers, gorl.Experience]:
-        return gorl.rollout(training, policy, workers, learner.num_unrolls, learner.unroll_length, key)
+    def act(
+        policy: gorl.Policy, rollout_state: gorl.RolloutState, key: jax.Array
+    ) -> tuple[gorl.RolloutState, gorl.Experience]:
+        return gorl.rollout(training, policy, rollout_state, learner.num_unrolls, learner.unroll_length, key)
 
-    workers = gorl.Workers.idle(training, learner.num_envs)
-    program, compiling = compiled(act, policy, workers, key)
+    rollout_state = gorl.RolloutState.empty(training, learner.num_envs)
+    program, compiling = compiled(act, policy, rollout_state, key)
     # Twice: the first begins all episodes, for which the second draws new start states.
     for _ in range(2):
-        workers, _ = program(policy, workers, key)
+        rollout_state, _ = program(policy, rollout_state, key)
     steps = learner.num_unrolls * learner.unroll_length * learner.num_envs
-    return program, (policy, workers, key), steps, compiling
+    return program, (policy, rollout_state, key), steps, compiling
 
 
 def envpool_seconds(task: str, num_envs: int, num_steps: int) -> float:
@@ -75,16 +77,16 @@ def measure(task: str, num_envs: int, num_steps: int, repeats: int, with_jax: bo
         name: gorl.replace(config, {"env.implementation": name})
         for name in (("mujoco", "jax") if with_jax else ("mujoco",))
     }
-    episodes = {name: gorl.load_environment(of_name.env) for name, of_name in by.items()}
+    envs = {name: gorl.load_environment(of_name.env) for name, of_name in by.items()}
     # MJX gets fewer steps, as nobody has the time.
     steps = {"mujoco": num_steps, "jax": max(1, num_steps // 10)}
-    scans = {name: scanned(of_name, num_envs, steps[name]) for name, of_name in episodes.items()}
+    scans = {name: scanned(of_name, num_envs, steps[name]) for name, of_name in envs.items()}
     rollouts = {name: rolled_out(of_name) for name, of_name in by.items()}
     rates: dict[str, list[float]] = {}
     # A first round, which is not counted, allocates what later ones find.
     for repetition in range(repeats + 1):
         round_: dict[str, float] = {
-            "engine alone": num_envs * num_steps / engine_seconds(episodes["mujoco"], num_envs, num_steps)
+            "engine alone": num_envs * num_steps / engine_seconds(envs["mujoco"], num_envs, num_steps)
         }
         for name, (program, arguments, _) in scans.items():
             round_[f"scan, {name}"] = num_envs * steps[name] / once(program, *arguments)

@@ -78,7 +78,7 @@ def saving(config: gorl.Config, steps: int, seeds: int, every: float) -> tuple[l
         path = pathlib.Path(scratch) / "state"
         began = last = time.perf_counter()
         for _, state in gorl.iterate(config, jax.random.split(jax.random.key(0), seeds)):
-            jax.block_until_ready(state.position)
+            jax.block_until_ready(state.index)
             now = time.perf_counter()
             if now - last >= every:
                 gorl.save_state(path, state, config)

@@ -118,8 +118,8 @@ def measure(config: gorl.Config, say: Callable[[Part], None]) -> None:
     learner, refinement = config.learner, config.refinement
     assert isinstance(learner, gorl.PPO)
     assert isinstance(config.decoder, gorl.FlowMatching)
-    episodes = gorl.load_environment(config.env)
-    training = episodes.in_training
+    env = gorl.load_environment(config.env)
+    training = env.in_training
     keys = jax.random.split(jax.random.key(0), 8)
 
     def add(
@@ -136,12 +136,12 @@ def measure(config: gorl.Config, say: Callable[[Part], None]) -> None:
         say(Part(name, unit, amount, compiling + compiled_before, seconds(run, *arguments), physics, products))
 
     def physics_seconds(num_envs: int, num_steps: int, name: str) -> float:
-        start = eqx.filter_jit(jax.vmap(episodes.start))(jax.random.split(keys[0], num_envs))
+        start = eqx.filter_jit(jax.vmap(env.start))(jax.random.split(keys[0], num_envs))
         arguments = (start, keys[1])
         run, compiling = compiled(random_actions(training, num_envs, num_steps), *arguments)
         running = seconds(run, *arguments)
         # Where MJX simulates, or nothing of MuJoCo's, random actions are the limit, and shown with a ratio of 1.
-        limit = engine_seconds(episodes, num_envs, num_steps) if is_by_engine(config.env, episodes) else running
+        limit = engine_seconds(env, num_envs, num_steps) if is_by_engine(config.env, env) else running
         say(Part(name, "env steps", num_envs * num_steps, compiling, running, limit, 0.0))
         return limit
 
@@ -150,25 +150,27 @@ def measure(config: gorl.Config, say: Callable[[Part], None]) -> None:
 
     # A state in which the environments are under way, with a decoder that is no identity.
     start_key = keys[2]
-    memory = learner.init(episodes.observation_size, episodes.action_size, start_key)
-    noise = jax.random.normal(keys[3], (1000, episodes.observation_size))
-    decoder = config.decoder.init(gorl.RunningStatistics.of(noise), episodes.action_size, keys[3])
+    learner_state = learner.init(env.observation_size, env.action_size, start_key)
+    noise = jax.random.normal(keys[3], (1000, env.observation_size))
+    decoder = config.decoder.init(gorl.RunningStatistics.of(noise), env.action_size, keys[3])
 
     def policy(fitted: bool) -> gorl.Policy:
         staged = gorl.StagedDecoder(decoder, jnp.asarray(fitted))
-        return gorl.Policy(learner.encoder(memory), staged, episodes.observation_size, episodes.action_size)
+        return gorl.Policy(learner.encoder(learner_state), staged, env.observation_size, env.action_size)
 
-    def act(policy: gorl.Policy, workers: gorl.Workers, key: jax.Array) -> tuple[gorl.Workers, gorl.Experience]:
-        return gorl.rollout(training, policy, workers, learner.num_unrolls, learner.unroll_length, key)
+    def act(
+        policy: gorl.Policy, rollout_state: gorl.RolloutState, key: jax.Array
+    ) -> tuple[gorl.RolloutState, gorl.Experience]:
+        return gorl.rollout(training, policy, rollout_state, learner.num_unrolls, learner.unroll_length, key)
 
-    workers = gorl.Workers.idle(training, learner.num_envs)
-    run, act_compiling = compiled(act, policy(False), workers, keys[4])
+    rollout_state = gorl.RolloutState.empty(training, learner.num_envs)
+    run, act_compiling = compiled(act, policy(False), rollout_state, keys[4])
     # Twice: the first begins all episodes, for which the second draws new start states, as resets of 200 steps may be.
-    workers, _ = run(policy(False), workers, keys[4])
-    workers, experience = run(policy(False), workers, keys[5])
+    rollout_state, _ = run(policy(False), rollout_state, keys[4])
+    rollout_state, experience = run(policy(False), rollout_state, keys[5])
     diffusion = gorl.Diffusion(width=config.decoder.width, depth=config.decoder.depth)
     other = gorl.StagedDecoder(
-        diffusion.init(gorl.RunningStatistics.of(noise), episodes.action_size, keys[3]), jnp.asarray(True)
+        diffusion.init(gorl.RunningStatistics.of(noise), env.action_size, keys[3]), jnp.asarray(True)
     )
     with_diffusion = eqx.tree_at(lambda p: p.decoder, policy(True), other)
     for name, actor, fitted in (
@@ -179,32 +181,34 @@ def measure(config: gorl.Config, say: Callable[[Part], None]) -> None:
         products = steps * acting_seconds(actor, fitted, learner.num_envs)
         # The first was compiled above, for the experience that the update learns from; the second is the same program.
         before = 0.0 if fitted else act_compiling
-        add(name, "env steps", steps * learner.num_envs, act, (actor, workers, keys[5]), physics, products, before)
+        add(
+            name, "env steps", steps * learner.num_envs, act, (actor, rollout_state, keys[5]), physics, products, before
+        )
 
-    encoder = learner.encoder(memory)
+    encoder = learner.encoder(learner_state)
     assert isinstance(encoder, gorl.GaussianEncoder)
     batch = steps * learner.num_envs // learner.num_minibatches
     gradient_steps = learner.num_minibatches * learner.num_epochs
     products = gradient_steps * (
-        gradient_seconds(encoder.network, batch) + gradient_seconds(memory.value, batch)
-    ) + forward_seconds(memory.value, steps * learner.num_envs)
+        gradient_seconds(encoder.network, batch) + gradient_seconds(learner_state.value, batch)
+    ) + forward_seconds(learner_state.value, steps * learner.num_envs)
 
-    def update(memory: Any, experience: gorl.Experience, key: jax.Array) -> Any:
-        return learner.update(memory, experience, key)
+    def update(learner_state: Any, experience: gorl.Experience, key: jax.Array) -> Any:
+        return learner.update(learner_state, experience, key)
 
     samples = steps * learner.num_envs * learner.num_epochs
-    add("PPO update", "samples", samples, update, (memory, experience, keys[6]), 0.0, products)
+    add("PPO update", "samples", samples, update, (learner_state, experience, keys[6]), 0.0, products)
 
     pairs = refinement.batch_size * max(4, 20_000 // refinement.batch_size)
-    kept = episodes.num_steps // refinement.stride
-    count = refinement.num_heldout + -(-pairs // kept)
+    kept = env.num_steps // refinement.stride
+    count = refinement.num_validation_episodes + -(-pairs // kept)
     some = gorl.replace(config, {"refinement.num_epochs": 1, "refinement.num_episodes": count}).refinement
-    observations = jax.random.normal(keys[7], (kept, count, episodes.observation_size))
-    actions = jax.random.normal(keys[6], (kept, count, episodes.action_size))
-    batches = (count - refinement.num_heldout) * kept // refinement.batch_size
-    rows = refinement.batch_size * refinement.num_draws
+    observations = jax.random.normal(keys[7], (kept, count, env.observation_size))
+    actions = jax.random.normal(keys[6], (kept, count, env.action_size))
+    batches = (count - refinement.num_validation_episodes) * kept // refinement.batch_size
+    rows = refinement.batch_size * refinement.num_noise_samples
     field = decoder.velocity.network  # pyright: ignore[reportAttributeAccessIssue]
-    heldout = refinement.num_heldout * kept * refinement.num_draws
+    heldout = refinement.num_validation_episodes * kept * refinement.num_noise_samples
     products = batches * gradient_seconds(field, rows) + heldout / rows * forward_seconds(field, rows)
 
     def fit(decoder: Any, observations: jax.Array, actions: jax.Array, key: jax.Array) -> Any:
@@ -212,21 +216,21 @@ def measure(config: gorl.Config, say: Callable[[Part], None]) -> None:
 
     add("regression epoch", "samples", batches * rows, fit, (decoder, observations, actions, keys[0]), 0.0, products)
 
-    evaluating = physics_seconds(config.evaluation_episodes, episodes.num_steps, "physics of an evaluation")
-    products = episodes.num_steps * acting_seconds(policy(True), True, config.evaluation_episodes)
+    evaluating = physics_seconds(config.evaluation_episodes, env.num_steps, "physics of an evaluation")
+    products = env.num_steps * acting_seconds(policy(True), True, config.evaluation_episodes)
 
     def evaluate(policy: gorl.Policy, key: jax.Array) -> jax.Array:
         return gorl.evaluate(config.env, policy, key, num_episodes=config.evaluation_episodes)
 
-    amount = config.evaluation_episodes * episodes.num_steps
+    amount = config.evaluation_episodes * env.num_steps
     add("evaluation, flow", "env steps", amount, evaluate, (policy(True), keys[1]), evaluating, products)
 
 
 def run_seconds(config: gorl.Config) -> dict[str, float]:
     """The seconds of the chunks of a run, by kind and stage; the first of all is compiled in its time."""
     found: dict[str, float] = {}
-    for chunk, _, took in timed(config, jax.random.key(0)):
-        name = f"{gorl.Phase(int(chunk.phase)).name.lower()}, stage {int(chunk.stage)}" if found else "first, compiling"
+    for step, _, took in timed(config, jax.random.key(0)):
+        name = f"{gorl.Phase(int(step.phase)).name.lower()}, stage {int(step.stage)}" if found else "first, compiling"
         found[name] = found.get(name, 0.0) + took
     return found
 

@@ -167,8 +167,8 @@ def resume(
     """Go on with a run that was stopped, bit for bit as if it had not been; with --steps, beyond its end as well.
 
     With --steps everything up to the end before stays as it is, and what follows is what a run that began with all
-    these steps would have done, bit for bit unless learner.annealing is on: that anneals towards the new end from there
-    on, so the learning rate rises. Until the run is finished again, policies.eqx and summary.json are those of its end
+    these steps would have done, bit for bit unless learner.learning_rate_decay is above 0: then the
+    learning rate rises, as it decays towards the new end. Until the run is finished again, policies.eqx and summary.json are those of its end
     before.
     """
     from ._train import resume as resume_run

@@ -25,7 +25,8 @@ import gorl
 from ._place import Place, advice
 from ._say import command, say
 
-_FORMAT = 1
+_FORMAT = 2
+_OLDEST_FORMAT = 2  # every format from here on is read
 _RUN, _CONFIG, _CHECKPOINTS, _LOCK = "run.json", "config.json", "checkpoints", ".lock"
 _KEPT = 2  # checkpoints
 _PACKAGES = (
@@ -94,6 +95,8 @@ class Run:
                     f"the run in {directory} is of format {content['format']}, and this version of gorl reads none "
                     f"newer than {_FORMAT}: install a newer gorl."
                 )
+            if content["format"] < _OLDEST_FORMAT:
+                raise gorl.InputError(f"the run in {directory} {gorl.written_by(content['versions']['gorl'])}")
             method, log = str(content["method"]), tuple(content["log"])
             first_seed, seeds = int(content["first_seed"]), int(content["seeds"])
             interval, identifier = float(content["checkpoint_interval"]), str(content["identifier"])
@@ -192,7 +195,7 @@ class Run:
         """
         if not self.summary_file.exists():
             return False
-        return self._summary().get("env_steps", self.env_steps) == self.env_steps  # the first summaries had none
+        return self._summary()["env_steps"] == self.env_steps
 
     def _summary(self) -> dict[str, Any]:
         try:
@@ -231,7 +234,7 @@ class Run:
         """
         directory = self.directory / _CHECKPOINTS
         directory.mkdir(exist_ok=True)
-        gorl.save_state(directory / f"{int(np.max(state.position)):08d}.eqx", state, self.config, note)
+        gorl.save_state(directory / f"{int(np.max(state.index)):08d}.eqx", state, self.config, note)
         for path in self._checkpoints()[:-_KEPT]:
             path.unlink(missing_ok=True)
 
@@ -292,7 +295,7 @@ class Run:
                 f"{command('gorl', 'resume', self.directory)}."
             )
         state, _ = restored
-        done = int(np.max(state.position)) / len(gorl.schedule(self.config))
+        done = int(np.max(state.index)) / len(gorl.make_schedule(self.config))
         say(f"this run is not finished: these are the best policies of its latest stage, {done:.0%} of the way")
         return gorl.finish(self.config, state).policy
 

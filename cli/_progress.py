@@ -36,7 +36,7 @@ class Progress:
         self._names = names
         self._diverged: set[int] = set()
         self._seen: set[gorl.Phase] = set()
-        self._phases = [gorl.Phase(int(phase)) for phase in gorl.schedule(config).phase]
+        self._phases = [gorl.Phase(int(phase)) for phase in gorl.make_schedule(config).steps.phase]
         self._iterations = sum(config.stage_iterations)
         self._seconds: dict[gorl.Phase, list[float]] = {phase: [] for phase in gorl.Phase}
         self._return = float("nan")
@@ -72,26 +72,26 @@ class Progress:
     ) -> None:
         self._bar.stop()
 
-    def advance(self, chunk: gorl.Chunk, state: gorl.TrainState) -> None:
+    def advance(self, step: gorl.ScheduleStep, state: gorl.TrainState) -> None:
         """Takes note that a chunk is done, and shows where the run is."""
         now = time.monotonic()
-        phase, position = gorl.Phase(int(chunk.phase)), int(chunk.position)
+        phase, index = gorl.Phase(int(step.phase)), int(step.index)
         seconds = now - self._last
         # The first of a phase waits for its program. That of a refinement was made while there was learning to do.
         if phase in self._seen or phase == gorl.Phase.REFINE:
             self._seconds[phase].append(seconds)
         self._last = now
         self._seen.add(phase)
-        if phase == gorl.Phase.EVALUATE and not chunk.is_final:
-            self._return = finite_mean(np.mean(state.returns[:, int(chunk.evaluation)], axis=1))
-            self._say(f"stage {int(chunk.stage)}  {self._figures(chunk)}", in_terminal=False)
+        if phase == gorl.Phase.EVALUATE and not step.is_final:
+            self._return = finite_mean(np.mean(state.returns[:, int(step.evaluation)], axis=1))
+            self._say(f"stage {int(step.stage)}  {self._figures(step)}", in_terminal=False)
         if phase == gorl.Phase.REFINE:
             fit = state.fits
-            stage = int(chunk.stage)
+            stage = int(step.stage)
             self._say(
                 f"stage {stage}  decoder refined in {seconds:.0f} s, "
                 f"{np.mean(fit.num_epochs[:, stage]):.0f} epochs, "
-                f"held-out loss {np.mean(fit.heldout_loss[:, stage]):.3f}"
+                f"held-out loss {np.mean(fit.validation_loss[:, stage]):.3f}"
             )
         for index in np.flatnonzero(np.asarray(state.diverged_at) >= 0).tolist():
             if index not in self._diverged:
@@ -99,20 +99,20 @@ class Progress:
                 steps = int(state.diverged_at[index]) * self._config.steps_per_iteration
                 why = gorl.Divergence(int(state.divergence[index])).description
                 self._say(f"{self._names[index]} diverged at {steps:,} env steps: {why}")
-        following = self._phases[position + 1 : position + 2]
+        following = self._phases[index + 1 : index + 2]
         self._bar.update(
             self._task,
-            completed=position + 1,
-            stage=int(chunk.stage),
-            figures=self._figures(chunk),
+            completed=index + 1,
+            stage=int(step.stage),
+            figures=self._figures(step),
             description=self._doing(following[0]) if following else "done",
         )
 
     def _doing(self, phase: gorl.Phase) -> str:
         return _COMPILING if phase == gorl.Phase.LEARN and phase not in self._seen else _DOING[phase]
 
-    def _figures(self, chunk: gorl.Chunk) -> str:
-        steps = int(chunk.iterations) * self._config.steps_per_iteration
+    def _figures(self, step: gorl.ScheduleStep) -> str:
+        steps = int(step.iterations) * self._config.steps_per_iteration
         parts = [f"{steps:>11,} env steps"]
         learning = self._seconds[gorl.Phase.LEARN][-20:]
         if learning:
@@ -121,13 +121,13 @@ class Progress:
         if np.isfinite(self._return):
             parts.append(f"return {self._return:>7.1f}")
         if learning:
-            parts.append(f"{_clock(self._time_left(int(chunk.position)))} left")
+            parts.append(f"{_clock(self._time_left(int(step.index)))} left")
         return "  ".join(parts)
 
-    def _time_left(self, position: int) -> float:
+    def _time_left(self, index: int) -> float:
         """From what the latest chunks of each phase took. A phase that has not been seen yet counts as nothing."""
         left = 0.0
-        for phase in self._phases[position + 1 :]:
+        for phase in self._phases[index + 1 :]:
             latest = self._seconds[phase][-20:]
             left += sum(latest) / len(latest) if latest else 0.0
         return left

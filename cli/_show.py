@@ -66,7 +66,7 @@ def summary(run: Run, result: gorl.Result, wall_seconds: float) -> None:
             f"{first:.1f}",
             f"{best:.1f}",
             f"{first / before:.0%}" if before else "",
-            f"{np.mean(result.fits.heldout_loss[:, stage]):.3f}" if refined else "",
+            f"{np.mean(result.fits.validation_loss[:, stage]):.3f}" if refined else "",
             f"{np.mean(result.fits.num_epochs[:, stage]):.0f}" if refined else "",
             *[", ".join(diverged_here)] * any_diverged,
         )

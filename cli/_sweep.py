@@ -158,7 +158,7 @@ def sweep(
 
 def _follow(
     method: str,
-    groups: Sequence[tuple[gorl.Config, Iterator[tuple[gorl.Chunk, gorl.TrainState]], Sequence[Trial]]],
+    groups: Sequence[tuple[gorl.Config, Iterator[tuple[gorl.ScheduleStep, gorl.TrainState]], Sequence[Trial]]],
     seed_numbers: Sequence[int],
     place: Place,
 ) -> tuple[list[tuple[Trial, gorl.Result]], bool] | int:
@@ -190,12 +190,12 @@ def _follow(
             Stop("gorl: stopping after this chunk; once more to stop at once") as stop,
             Progress(config, title, names) as progress,
         ):
-            for chunk, state in chunks:
-                jax.block_until_ready(state.position)
-                if chunk.phase != gorl.Phase.EVALUATE:  # until something is learned, nothing is lost
+            for step, state in chunks:
+                jax.block_until_ready(state.index)
+                if step.phase != gorl.Phase.EVALUATE:  # until something is learned, nothing is lost
                     stop.heed()
-                progress.advance(chunk, state)
-                if chunk.phase == gorl.Phase.EVALUATE and not chunk.is_final:
+                progress.advance(step, state)
+                if step.phase == gorl.Phase.EVALUATE and not step.is_final:
                     wall_seconds.append(round(time.monotonic() - began, 3))
                     new = curve_rows(config, [seed for _, seed in labels], state, wall_seconds)
                     so_far = rows + _labelled(new, labels, is_kept=False)

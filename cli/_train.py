@@ -108,7 +108,7 @@ def resume(directory: pathlib.Path, total_steps: int | None = None) -> int:
 
 def _follow(
     run: Run,
-    chunks: Iterator[tuple[gorl.Chunk, gorl.TrainState]],
+    chunks: Iterator[tuple[gorl.ScheduleStep, gorl.TrainState]],
     state: gorl.TrainState | None,
     note: dict[str, Any],
 ) -> int:
@@ -126,7 +126,7 @@ def _follow(
 
 def _go_through(
     run: Run,
-    chunks: Iterator[tuple[gorl.Chunk, gorl.TrainState]],
+    chunks: Iterator[tuple[gorl.ScheduleStep, gorl.TrainState]],
     state: gorl.TrainState | None,
     note: dict[str, Any],
 ) -> int:
@@ -152,13 +152,13 @@ def _go_through(
         stack.callback(loggers.close)
         title = f"{run.method} on {config.env}: {run.seeds} seed{'s' * (run.seeds > 1)}"
         progress = stack.enter_context(Progress(config, title, [f"seed {seed}" for seed in run.seed_numbers]))
-        for chunk, state in chunks:
-            jax.block_until_ready(state.position)
+        for step, state in chunks:
+            jax.block_until_ready(state.index)
             is_saved = False
-            if chunk.phase != gorl.Phase.EVALUATE:  # until something is learned, nothing is lost by stopping at once
+            if step.phase != gorl.Phase.EVALUATE:  # until something is learned, nothing is lost by stopping at once
                 stop.heed()
-            progress.advance(chunk, state)
-            if chunk.phase == gorl.Phase.EVALUATE and not chunk.is_final:
+            progress.advance(step, state)
+            if step.phase == gorl.Phase.EVALUATE and not step.is_final:
                 wall_seconds.append(round(clock(), 3))
                 rows = curve_rows(config, run.seed_numbers, state, wall_seconds)
                 write = functools.partial(gorl.write_whole, run.curve_file, table(rows))
@@ -198,22 +198,21 @@ def curve_rows(
     config: gorl.Config, seeds: Sequence[int], state: gorl.TrainState, wall_seconds: list[float]
 ) -> list[Row]:
     """The rows of `curve.csv`: one of each seed for each evaluation so far, but for that of the kept policy."""
-    chunks = gorl.schedule(config)
+    points = gorl.make_schedule(config).curve
     returns, diverged_at = np.asarray(state.returns), np.asarray(state.diverged_at)
     divergence = [gorl.Divergence(kind).name.lower() for kind in np.asarray(state.divergence).tolist()]
-    metrics = {name: np.asarray(figures) for name, figures in state.metrics.items()}
+    metrics = {name: np.asarray(metric) for name, metric in state.metrics.items()}
     rows: list[Row] = []
-    evaluations = np.flatnonzero((chunks.phase == gorl.Phase.EVALUATE) & ~chunks.is_final)[: len(wall_seconds)]
-    for position, seconds in zip(evaluations, wall_seconds, strict=True):
-        number, iterations = chunks.evaluation[position], chunks.iterations[position]
+    for evaluation, seconds in enumerate(wall_seconds):
+        iterations = int(points.iterations[evaluation])
         for index, seed in enumerate(seeds):
-            of_seed, at = returns[index, number], diverged_at[index]
+            of_seed, at = returns[index, evaluation], diverged_at[index]
             has_diverged = 0 <= at <= iterations
             rows.append(
                 {
                     "seed": seed,
-                    "stage": int(chunks.stage[position]),
-                    "env_steps": int(iterations) * config.steps_per_iteration,
+                    "stage": int(points.stage[evaluation]),
+                    "env_steps": iterations * config.steps_per_iteration,
                     "wall_seconds": seconds,
                     "return_mean": float(of_seed.mean()),
                     "return_std": float(of_seed.std()),
@@ -221,7 +220,7 @@ def curve_rows(
                     "return_max": float(of_seed.max()),
                     "diverged_at": int(at) * config.steps_per_iteration if has_diverged else "",
                     "divergence": divergence[index] if has_diverged else "",
-                    **{name: float(figures[index, number]) for name, figures in metrics.items()},
+                    **{name: float(values[index, evaluation]) for name, values in metrics.items()},
                 }
             )
     return rows

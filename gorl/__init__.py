@@ -5,6 +5,7 @@ from ._checkpoint import (
     save_policy as save_policy,
     save_state as save_state,
     write_whole as write_whole,
+    written_by as written_by,
 )
 from ._config import Config as Config
 from ._decoder import (
@@ -24,12 +25,12 @@ from ._divergence import Divergence as Divergence
 from ._env import (
     EnvConfig as EnvConfig,
     Environment as Environment,
-    Episode as Episode,
-    Episodes as Episodes,
+    EpisodeState as EpisodeState,
+    EpisodicEnv as EpisodicEnv,
     MujocoEnv as MujocoEnv,
     MujocoState as MujocoState,
     MultiGoal as MultiGoal,
-    Outcome as Outcome,
+    StepResult as StepResult,
     environments as environments,
     family as family,
     load_environment as load_environment,
@@ -44,13 +45,14 @@ from ._export import export_onnx as export_onnx, export_stablehlo as export_stab
 from ._extend import extend as extend, lengthen as lengthen
 from ._gaussian import log_density as log_density
 from ._hyperparameters import (
-    count as count,
+    float_field as float_field,
+    int_field as int_field,
     parse as parse,
-    real as real,
     replace as replace,
-    size as size,
+    static_field as static_field,
     whole_number as whole_number,
 )
+from ._iterate import finish as finish, iterate as iterate, precompile as precompile
 from ._learner import (
     DPPO as DPPO,
     FPO as FPO,
@@ -60,29 +62,32 @@ from ._learner import (
     AbstractClippedLearner as AbstractClippedLearner,
     AbstractEncoder as AbstractEncoder,
     AbstractLearner as AbstractLearner,
-    Assessment as Assessment,
     ChainEncoder as ChainEncoder,
     Experience as Experience,
     FlowEncoder as FlowEncoder,
     GaussianEncoder as GaussianEncoder,
+    PolicyTerms as PolicyTerms,
 )
 from ._method import Method as Method, find_method as find_method, methods as methods, register as register
 from ._ode import Integrator as Integrator
 from ._policy import Policy as Policy, StagedDecoder as StagedDecoder
-from ._preset import preset as preset, reschedule as reschedule
+from ._presets import preset as preset, reschedule as reschedule
 from ._regression import Fit as Fit, Refinement as Refinement, fit_decoder as fit_decoder
 from ._render import Film as Film, render as render
-from ._rollout import Workers as Workers, demonstrate as demonstrate, rollout as rollout
-from ._schedule import Chunk as Chunk, Phase as Phase, schedule as schedule
+from ._rollout import RolloutState as RolloutState, collect_dataset as collect_dataset, rollout as rollout
+from ._schedule import (
+    Phase as Phase,
+    Schedule as Schedule,
+    ScheduleStep as ScheduleStep,
+    make_schedule as make_schedule,
+)
 from ._seeds import of_seed as of_seed
-from ._statistics import RunningStatistics as RunningStatistics
-from ._train import (
+from ._state import (
+    Best as Best,
     Curve as Curve,
-    Evaluation as Evaluation,
+    EvaluationRecord as EvaluationRecord,
     Result as Result,
     TrainState as TrainState,
-    finish as finish,
-    iterate as iterate,
-    precompile as precompile,
-    train as train,
 )
+from ._statistics import RunningStatistics as RunningStatistics
+from ._train import train as train

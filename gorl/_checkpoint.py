@@ -20,17 +20,19 @@ from ._env import load_environment
 from ._errors import DamagedFileError, InputError
 from ._extend import continues, extend
 from ._hyperparameters import to_dict
+from ._iterate import state_shapes
 from ._policy import Policy, StagedDecoder
 from ._seeds import of_seed
+from ._state import TrainState
 from ._statistics import RunningStatistics
-from ._train import TrainState, shapes
 
 POLICY_FILE = "policies.eqx"
 _POLICY, _STATE = "policy", "state"
-_FORMAT = 1
+_FORMAT = 2
+_OLDEST_FORMAT = 2  # in which names got the ones that the field uses; every format from here on is read
 _FIRST_LINE = re.compile(rb"gorl (\d{1,9}) ([0-9a-f]{64})\n")
 _UNFINISHED = ".unfinished"
-_OF_ENVIRONMENT = ".workers."  # the arrays of a state that an environment decides
+_OF_ENVIRONMENT = ".rollout_state."  # the arrays of a state that an environment decides
 _SHOWN = 3  # arrays that have changed, in a message
 
 
@@ -196,7 +198,7 @@ def load_state(path: str | os.PathLike, config: Config) -> tuple[TrainState, Any
         )
     _check_environment(path, header, config)
     keys = jnp.broadcast_to(jax.random.key(0, impl=header["random"]), header["seeds"])
-    like = shapes(before, keys)
+    like = state_shapes(before, keys)
     like_data = eqx.filter_eval_shape(_without_keys, like)
     _check_arrays(path, header, like_data, config)
     data = _deserialise(path, header, arrays, like_data)
@@ -264,9 +266,19 @@ def _read(path: pathlib.Path, kind: str) -> tuple[dict[str, Any], memoryview]:
         )
     end = content.index(b"\n", first.end())
     header = json.loads(content[first.end() : end])
+    if version < _OLDEST_FORMAT:
+        raise InputError(f"{path} {written_by(header['gorl'])}")
     if header["kind"] != kind:
         raise InputError(f"{path} holds a {header['kind']}, not a {kind}: give one that gorl.save_{kind} wrote.")
     return header, memoryview(content)[end + 1 :]
+
+
+def written_by(version: str) -> str:
+    """The end of a sentence about a file of a format that is not read any more, and was written by that version."""
+    return (
+        f"was written by gorl {version}, whose names this version does not know any more: install that one to read it "
+        f'(pip install "gorl=={version}"), or begin a new run.'
+    )
 
 
 def _digest(version: int, *pieces: bytes | memoryview) -> str:
@@ -288,11 +300,11 @@ def _config(path: pathlib.Path, header: dict[str, Any]) -> Config:
 
 def _environment(config: Config) -> dict[str, int]:
     """What a run takes for granted of its environment: in words that a number goes after."""
-    episodes = load_environment(config.env)
+    env = load_environment(config.env)
     return {
-        "observations of size": episodes.observation_size,
-        "actions of size": episodes.action_size,
-        "episodes of length": episodes.episode_length,
+        "observations of size": env.observation_size,
+        "actions of size": env.action_size,
+        "episodes of length": env.episode_length,
     }
 
 
@@ -304,7 +316,7 @@ def _check_environment(path: pathlib.Path, header: dict[str, Any], config: Confi
     `gorl.InputError` if it is not.
     """
     now = _environment(config)
-    before = header.get("environment", now)  # the first files had none
+    before = header["environment"]
     changed = [f"{what} {before[what]} and has {now[what]}" for what in now if before[what] != now[what]]
     if changed:
         raise InputError(
@@ -321,7 +333,7 @@ def _check_arrays(path: pathlib.Path, header: dict[str, Any], like: PyTree, conf
     `gorl.InputError` if it does not: it says what has changed since.
     """
     now = _described(like)
-    before = header.get("arrays", now)  # the first files did not name theirs
+    before = header["arrays"]
     if before == now:
         return
     names = [name for name in dict.fromkeys([*before, *now]) if before.get(name) != now.get(name)]

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from ._decoder import AbstractDecoderConfig, FlowMatching, Identity
 from ._env import EnvConfig, check_options
 from ._errors import InputError
-from ._hyperparameters import check_ranges, from_dict, load_json, size, to_dict
+from ._hyperparameters import check_ranges, from_dict, load_json, static_field, to_dict
 from ._learner import PPO, AbstractLearner
 from ._regression import Refinement
 
@@ -23,8 +23,8 @@ class Config(eqx.Module):
     """Everything that decides a run but its random key.
 
     A value: it prints, compares and goes through JSON exactly. Numbers that decide no shape are pytree leaves, so a
-    batch of them can be trained in one `vmap`; the others are static. `gorl.replace(config, {"learner.clip": 0.1})`
-    changes it.
+    batch of them can be trained in one `vmap`; the others are static. It is changed by
+    `gorl.replace(config, {"learner.clip_epsilon": 0.1})`.
 
     **Arguments:**
 
@@ -48,10 +48,10 @@ class Config(eqx.Module):
     learner: AbstractLearner = PPO()
     decoder: AbstractDecoderConfig = FlowMatching()
     refinement: Refinement = Refinement()
-    stage_steps: tuple[int, ...] = size((60_000_000, 60_000_000, 30_000_000, 30_000_000))
-    evaluation_interval: int = size(6_000_000)
-    evaluation_episodes: int = size(128)
-    extra_evaluations: tuple[int, ...] = size(())
+    stage_steps: tuple[int, ...] = static_field((60_000_000, 60_000_000, 30_000_000, 30_000_000))
+    evaluation_interval: int = static_field(6_000_000)
+    evaluation_episodes: int = static_field(128)
+    extra_evaluations: tuple[int, ...] = static_field(())
 
     def __check_init__(self) -> None:
         self.check()

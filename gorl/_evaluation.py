@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped
 
 from ._divergence import Divergence, first_of
-from ._env import EnvConfig, Environment, Episode, Episodes, load_environment
+from ._env import EnvConfig, Environment, EpisodeState, EpisodicEnv, load_environment
 from ._errors import InputError
 from ._policy import Policy
 from ._types import RandomKey
@@ -109,7 +109,7 @@ def check_counts(**counts: int | None) -> None:
             raise InputError(f"{name} must be at least 1, not {number}.")
 
 
-def load_for(env: EnvConfig | Environment | str, policy: Policy) -> Episodes:
+def load_for(env: EnvConfig | Environment | str, policy: Policy) -> EpisodicEnv:
     """Loads an environment for a policy to act in.
 
     **Raises:**
@@ -119,15 +119,15 @@ def load_for(env: EnvConfig | Environment | str, policy: Policy) -> Episodes:
     """
     policy.check_single()
     config = env if isinstance(env, EnvConfig) else EnvConfig(env)  # pyright: ignore[reportArgumentType]
-    episodes = load_environment(config)
+    loaded = load_environment(config)
     policy_sizes = (policy.observation_size, policy.action_size)
-    sizes = (episodes.observation_size, episodes.action_size)
+    sizes = (loaded.observation_size, loaded.action_size)
     if policy_sizes != sizes:
         raise InputError(
             f"this policy was made for observations and actions of sizes {policy_sizes}, and those of {config} are "
             f"{sizes}: give the environment that it was trained on."
         )
-    return episodes
+    return loaded
 
 
 class Played(eqx.Module):
@@ -144,17 +144,17 @@ class Played(eqx.Module):
     divergence: Int[Array, " episodes"]
     length: Int[Array, " episodes"]
     seen: PyTree[Shaped[Array, "time episodes ..."]]
-    last: Episode
+    last: EpisodeState
 
 
 def play_episodes(
-    episodes: Episodes,
+    env: EpisodicEnv,
     policy: Policy,
     key: RandomKey,
     num_episodes: int,
     num_steps: int | None = None,
     stochastic: bool = False,
-    see: Callable[[Episode, Array, Array], PyTree[Array]] = lambda episode, action, reward: (),
+    see: Callable[[EpisodeState, Array, Array], PyTree[Array]] = lambda episode, action, reward: (),
 ) -> Played:
     """Plays the episodes that `key` decides on, for an environment that has been loaded and checked.
 
@@ -172,7 +172,7 @@ def play_episodes(
 
     def step(
         carry: tuple[
-            Episode,
+            EpisodeState,
             Bool[Array, " episodes"],
             Float[Array, " episodes"],
             Int[Array, " episodes"],
@@ -180,20 +180,20 @@ def play_episodes(
         ],
         key: RandomKey,
     ) -> tuple[tuple, PyTree[Array]]:
-        before, over, total, divergence, length = carry
+        before, done, total, divergence, length = carry
         actions = jax.vmap(act)(before.observation, jax.random.split(key, num_episodes))
-        after, outcome = jax.vmap(episodes.step)(before, actions)
-        reward = jnp.where(over, 0.0, outcome.reward)
+        after, result = jax.vmap(env.step)(before, actions)
+        reward = jnp.where(done, 0.0, result.reward)
         found = jax.vmap(_divergence)(before.observation, reward)
-        divergence = jnp.where(over | (divergence != Divergence.NONE), divergence, found)
-        carry = (after, over | after.over, total + reward, divergence, jnp.where(over, length, length + 1))
+        divergence = jnp.where(done | (divergence != Divergence.NONE), divergence, found)
+        carry = (after, done | after.done, total + reward, divergence, jnp.where(done, length, length + 1))
         return carry, jax.vmap(see)(before, actions, reward)
 
-    start = jax.vmap(episodes.start)(jax.random.split(start_key, num_episodes))
-    none = jnp.full(num_episodes, int(Divergence.NONE), jnp.int32)
-    carry = (start, start.over, jnp.zeros(num_episodes), none, jnp.zeros(num_episodes, jnp.int32))
+    start = jax.vmap(env.start)(jax.random.split(start_key, num_episodes))
+    empty = jnp.full(num_episodes, int(Divergence.NONE), jnp.int32)
+    carry = (start, start.done, jnp.zeros(num_episodes), empty, jnp.zeros(num_episodes, jnp.int32))
     # As many keys as a whole episode takes, so that one that is left early begins like it.
-    step_keys = jax.random.split(step_key, episodes.num_steps)[:num_steps]
+    step_keys = jax.random.split(step_key, env.num_steps)[:num_steps]
     (last, _, total, divergence, length), seen = jax.lax.scan(step, carry, step_keys)
     return Played(total, divergence, length, seen, last)
 
@@ -207,18 +207,18 @@ def _divergence(observation: Float[Array, " observation"], reward: Float[Array, 
 
 @eqx.filter_jit
 def _episode_returns(
-    episodes: Episodes, policy: Policy, key: RandomKey, num_episodes: int, stochastic: bool
+    env: EpisodicEnv, policy: Policy, key: RandomKey, num_episodes: int, stochastic: bool
 ) -> Float[Array, " episodes"]:
-    return play_episodes(episodes, policy, key, num_episodes, stochastic=stochastic).returns
+    return play_episodes(env, policy, key, num_episodes, stochastic=stochastic).returns
 
 
 @eqx.filter_jit
 def _trajectories(
-    episodes: Episodes, policy: Policy, key: RandomKey, num_episodes: int, num_steps: int | None, stochastic: bool
+    env: EpisodicEnv, policy: Policy, key: RandomKey, num_episodes: int, num_steps: int | None, stochastic: bool
 ) -> Trajectories:
-    def see(before: Episode, action: Array, reward: Array) -> tuple[Array, Array, Array]:
+    def see(before: EpisodeState, action: Array, reward: Array) -> tuple[Array, Array, Array]:
         return before.observation, action, reward
 
-    played = play_episodes(episodes, policy, key, num_episodes, num_steps, stochastic, see)
+    played = play_episodes(env, policy, key, num_episodes, num_steps, stochastic, see)
     observation, action, reward = jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), played.seen)
     return Trajectories(observation, action, reward, played.length)

@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,8 +12,10 @@ from ._config import Config
 from ._decoder import Identity
 from ._errors import InputError
 from ._hyperparameters import replace
-from ._schedule import schedule
-from ._train import TrainState, _unknown, shapes
+from ._iterate import state_shapes
+from ._schedule import make_schedule
+from ._state import TrainState
+from ._train import nans
 
 _ADDED = ("stage_steps", "extra_evaluations")  # the fields in which a longer config differs
 
@@ -59,9 +60,9 @@ def extend(config: Config, state: TrainState, longer: Config) -> TrainState:
 
     A pure function. Everything up to `state` stays as it is, the curve included. The evaluation of the kept policy that
     ended a finished run is dropped, because the longer run does not end there. The result is the same bit for bit as
-    that of a run that began with `longer`, unless `learner.annealing` is on: that goes by the share of the run which is
-    over, so the steps before `state` have annealed towards the end of the shorter run, and those after it anneal
-    towards the end of the longer one. The learning rate therefore rises where a finished run goes on.
+    that of a run that began with `longer`, unless `learner.learning_rate_decay` is above 0. The decay goes by the
+    share of the run that is done: before `state` it went towards the end of the shorter run, after it it goes towards
+    the end of the longer one, so the learning rate rises where a finished run goes on.
 
     **Arguments:**
 
@@ -82,24 +83,26 @@ def extend(config: Config, state: TrainState, longer: Config) -> TrainState:
             "a run can go on only with a config that adds to its end: take gorl.lengthen(config, total_steps)."
         )
     axis = state.key.ndim  # that of evaluations and of refinements
-    last = int(schedule(config).evaluation[-1])
-    if state.returns.shape[axis] != last + 1:
+    schedule = make_schedule(config)
+    if state.returns.shape[axis] != schedule.num_evaluations:
         raise InputError("this state is not one of a run with this config: give the config that the run has.")
-    like = shapes(longer, state.key)
+    like = state_shapes(longer, state.key)
 
     def lengthened(count: int, leaf: Array, like: jax.ShapeDtypeStruct) -> Array:
         """The first `count` entries of `leaf`, and as many more as `like` has."""
         shape = (*like.shape[:axis], like.shape[axis] - count, *like.shape[axis + 1 :])
         is_real = jnp.issubdtype(leaf.dtype, jnp.floating)
-        more = _unknown(*shape) if is_real else jnp.zeros(shape, leaf.dtype)
+        more = nans(*shape) if is_real else jnp.zeros(shape, leaf.dtype)
         return jnp.concatenate([jax.lax.slice_in_dim(leaf, 0, count, axis=axis), more], axis)
 
     returns, metrics = jax.tree.map(
-        lambda leaf, like: lengthened(last, leaf, like), (state.returns, state.metrics), (like.returns, like.metrics)
+        lambda leaf, like: lengthened(schedule.num_evaluations - 1, leaf, like),
+        (state.returns, state.metrics),
+        (like.returns, like.metrics),
     )
     fits = jax.tree.map(lambda leaf, like: lengthened(leaf.shape[axis], leaf, like), state.fits, like.fits)
-    position = jnp.minimum(state.position, len(schedule(config)) - 1)
-    return eqx.tree_at(lambda s: (s.position, s.returns, s.metrics, s.fits), state, (position, returns, metrics, fits))
+    index = jnp.minimum(state.index, len(schedule) - 1)
+    return dataclasses.replace(state, index=index, returns=returns, metrics=metrics, fits=fits)
 
 
 def continues(config: Config, longer: Config) -> bool:
@@ -107,7 +110,7 @@ def continues(config: Config, longer: Config) -> bool:
     names = [field.name for field in dataclasses.fields(config) if field.name not in _ADDED]
     if not all(getattr(config, name) == getattr(longer, name) for name in names):
         return False
-    before, after = schedule(config), schedule(longer)
-    end = len(before) - 1
+    before, after = make_schedule(config).steps, make_schedule(longer).steps
+    end = len(before.index) - 1
     columns = ("phase", "stage", "iterations", "evaluation", "is_final")
     return all(np.array_equal(getattr(before, column)[:end], getattr(after, column)[:end]) for column in columns)

@@ -8,7 +8,7 @@ from ._network import ConditionalField
 from ._ode import Integrator
 
 
-def follow(
+def integrate_flow(
     velocity: ConditionalField,
     normalised: Float[Array, " observation"],
     start: Float[Array, " action"],

@@ -1,8 +1,8 @@
 """Hyperparameters as data: declared with their range, checked, addressed by dotted name, written to JSON.
 
-A group of hyperparameters is an `equinox.Module`. Numbers that decide no shape are declared with [`real`][] or
-[`count`][] and are pytree leaves; numbers that decide a shape or a trip count are declared with [`size`][] and are
-static.
+A group of hyperparameters is an `equinox.Module`. Numbers that decide no shape are pytree leaves, declared with
+[`float_field`][] or [`int_field`][]. Numbers that decide a shape or a trip count are static, declared with
+[`static_field`][].
 """
 
 import dataclasses
@@ -67,13 +67,13 @@ class Range:
         return inside and not np.any(np.isnan(array))
 
 
-def _as_real(value: Any) -> Any:
+def _as_float(value: Any) -> Any:
     if isinstance(value, int | float | np.floating | np.integer) and not isinstance(value, bool):
         return float(value)
     return value
 
 
-def real(
+def float_field(
     default: float | None,
     *,
     above: int | float | None = None,
@@ -82,15 +82,15 @@ def real(
 ) -> Any:
     """Declares a real hyperparameter: a pytree leaf, so that a batch of them can be trained under `vmap`."""
     allowed = Range(False, is_optional=default is None, above=above, at_least=at_least, at_most=at_most)
-    return eqx.field(default=default, converter=_as_real, metadata={"range": allowed})
+    return eqx.field(default=default, converter=_as_float, metadata={"range": allowed})
 
 
-def count(default: int, *, at_least: int) -> Any:
+def int_field(default: int, *, at_least: int) -> Any:
     """Declares an integer hyperparameter that decides no shape: a pytree leaf."""
     return eqx.field(default=default, metadata={"range": Range(True, at_least=at_least)})
 
 
-def size(default: Any, *, at_least: int = 1) -> Any:
+def static_field(default: Any, *, at_least: int = 1) -> Any:
     """Declares an integer, or a tuple of integers, that decides a shape or a trip count: static."""
     allowed = Range(
         True, is_static=True, is_tuple=isinstance(default, tuple), is_optional=default is None, at_least=at_least

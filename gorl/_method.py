@@ -40,6 +40,10 @@ class Method:
         """Whether it is one of PPO's relatives."""
         return isinstance(self.learner, AbstractClippedLearner)
 
+    def changes(self, scale: str) -> Mapping[str, Any]:
+        """What else a scale changes in a config, by dotted name."""
+        return self.paper if scale == "paper" else self.laptop
+
 
 _METHODS: dict[str, Method] = {}
 
@@ -79,91 +83,15 @@ def find_method(name: str) -> Method:
     return found
 
 
-# SAC learns from every step many times, and so gets by with fewer of them.
-_SAC_STAGES = {"stage_steps": (2_000_000, 1_000_000, 1_000_000), "evaluation_interval": 100_000}
-_SAC_LAPTOP = {
-    "learner.unroll_length": 16,
-    "learner.updates_per_step": 8,
-    "learner.buffer_size": 300_000,
-    "learner.policy_width": 64,
-    "learner.value_width": 64,
-    "learner.learning_rate": 1e-3,
-    "learner.discount": 0.97,
-    "learner.smoothing": 0.02,  # with 0.005 values take most of the gradient steps there are to travel along an episode
-    "learner.initial_temperature": 0.03,
-}
-_SAC_LATENTS_LAPTOP = {
-    "learner.target_divergence": 2.0,
-    "learner.encoder_starts": 30_000,
-    # Its policies are narrow: in a fifth of the gradient steps a decoder loses three quarters of ReacherEasy's return.
-    "refinement.num_epochs": 100,
-}
-# After tanh, less entropy goes as far; with more, one seed in three never finds the goal of PointMass.
-_PPO_LAPTOP = {"learner.entropy_cost": 5e-3, "learner.latent_cost": 0.0}
-_FLOW_POLICY_LAPTOP = {"learner.learning_rate": 1e-3}
-
-_REPPO_LAPTOP = {
-    "learner.num_envs": 256,
-    "learner.unroll_length": 32,
-    "learner.num_minibatches": 16,
-    "learner.num_epochs": 4,
-    "learner.policy_width": 128,
-    "learner.value_width": 128,
-    "learner.num_bins": 101,
-    "learner.learning_rate": 5e-4,
-    "learner.dual_learning_rate": 5e-4,
-}
-
 register(Method("gorl-flow", "PPO on the latents of a flow-matching decoder", PPO(), FlowMatching()))
 register(Method("gorl-diffusion", "PPO on the latents of a diffusion decoder", PPO(), Diffusion()))
-register(
-    Method(
-        "gorl-sac",
-        "SAC on the latents of a diffusion decoder",
-        SAC(),
-        Diffusion(),
-        _SAC_STAGES,
-        {**_SAC_LAPTOP, **_SAC_LATENTS_LAPTOP},
-    )
-)
-register(
-    Method(
-        "gorl-reppo", "REPPO on the latents of a flow-matching decoder", REPPO(), FlowMatching(), laptop=_REPPO_LAPTOP
-    )
-)
-register(Method("ppo", "PPO of a Gaussian policy", PPO(on_actions=True), laptop=_PPO_LAPTOP))
-register(Method("fpo", "Flow policy optimisation: PPO of a flow policy", FPO(), laptop=_FLOW_POLICY_LAPTOP))
-register(
-    Method(
-        "fpo++",
-        "FPO with an asymmetric trust region",
-        FPO(asymmetric=True),
-        laptop=_FLOW_POLICY_LAPTOP,
-    )
-)
-register(
-    Method(
-        "dppo",
-        "Diffusion policy policy optimisation: PPO of every denoising step",
-        DPPO(),
-        laptop={"learner.learning_rate": 1e-2, "learner.step_std": 0.1},
-    )
-)
-register(
-    Method(
-        "sac",
-        "SAC of a Gaussian policy",
-        SAC(on_actions=True, target_divergence=1.69),
-        Identity(),
-        _SAC_STAGES,
-        _SAC_LAPTOP,
-    )
-)
-register(
-    Method(
-        "reppo",
-        "REPPO of a Gaussian policy",
-        REPPO(on_actions=True, target_divergence=1.19),
-        laptop=_REPPO_LAPTOP,
-    )
-)
+register(Method("gorl-sac", "SAC on the latents of a diffusion decoder", SAC(), Diffusion()))
+register(Method("gorl-reppo", "REPPO on the latents of a flow-matching decoder", REPPO(), FlowMatching()))
+register(Method("ppo", "PPO of a Gaussian policy", PPO(on_actions=True)))
+register(Method("fpo", "Flow policy optimisation: PPO of a flow policy", FPO()))
+register(Method("fpo++", "FPO with an asymmetric trust region", FPO(asymmetric=True)))
+register(Method("dppo", "Diffusion policy policy optimisation: PPO of every denoising step", DPPO()))
+# A target entropy of -1 per dimension is a divergence of 1 + log 2 from the uniform distribution, one of -0.5 one of
+# 0.5 + log 2.
+register(Method("sac", "SAC of a Gaussian policy", SAC(on_actions=True, target_divergence=1.69)))
+register(Method("reppo", "REPPO of a Gaussian policy", REPPO(on_actions=True, target_divergence=1.19)))

@@ -45,7 +45,7 @@ class _NormalisedLinear(eqx.Module):
         return self.scale * centred * jax.lax.rsqrt(jnp.mean(centred**2) + 1e-6) + self.bias
 
 
-def perceptron(
+def mlp(
     input_size: int,
     output_size: int,
     width: int,
@@ -133,7 +133,7 @@ class ConditionalField(eqx.Module):
     ) -> "ConditionalField":
         """A fresh field; `initial_scale` multiplies the initial weights of the last layer, and only those."""
         input_size = observation_size + action_size + 2 * num_frequencies
-        network = perceptron(input_size, action_size, width, depth, key=key, output_scale=initial_scale)
+        network = mlp(input_size, action_size, width, depth, key=key, output_scale=initial_scale)
         return ConditionalField(network, num_frequencies, output_scale)
 
     def __call__(

@@ -336,13 +336,13 @@ def _while(graph: _Graph, inputs: list[Any], cond_jaxpr: Any, body_jaxpr: Any, *
     condition, body = inputs[:num_condition], inputs[num_condition : num_condition + num_body]
     carry = inputs[num_condition + num_body :]
     while True:
-        (goes_on,) = graph.run(cond_jaxpr.jaxpr, cond_jaxpr.consts, [*condition, *carry])
-        if isinstance(goes_on, _Unknown):
+        (continues,) = graph.run(cond_jaxpr.jaxpr, cond_jaxpr.consts, [*condition, *carry])
+        if isinstance(continues, _Unknown):
             raise InputError(
                 "ONNX is not written for a policy that takes as many steps as its inputs ask for: take a given number, "
                 "or export to StableHLO."
             )
-        if not goes_on:
+        if not continues:
             return carry
         carry = graph.run(body_jaxpr.jaxpr, body_jaxpr.consts, [*body, *carry])
 

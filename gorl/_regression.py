@@ -6,14 +6,12 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from ._blocks import longest_axis, map_rows, mean_gradient
+from ._backend import longest_axis, map_rows, mean_gradient, shuffle
 from ._decoder import AbstractDecoder
 from ._errors import InputError
-from ._hyperparameters import count, real, size
+from ._hyperparameters import float_field, int_field, static_field
 from ._promotion import usually_promoting
-from ._shuffle import shuffle
 from ._trainable import split_trainable
-from ._tree import where
 from ._types import Integer, RandomKey, RandomKeys, Real
 
 
@@ -24,8 +22,8 @@ class Refinement(eqx.Module):
 
     - `num_episodes`: fresh episodes that the stage's best encoder demonstrates.
     - `stride`: of each episode, one step in this many is kept; an incomplete stride at the end is dropped.
-    - `num_heldout`: of the episodes, how many are held out to decide when to stop.
-    - `num_draws`: how many latents each action is paired with, in every epoch anew.
+    - `num_validation_episodes`: of the episodes, how many are held out to decide when to stop.
+    - `num_noise_samples`: how many latents each action is paired with, in every epoch anew.
     - `own_latents`: pair each action with the encoder's own latent, of which the decoder made it, instead of draws from
         N(0, I). The paper's ablation: a decoder refined like this only reproduces itself.
     - `batch_size`: pairs in one gradient step.
@@ -34,15 +32,15 @@ class Refinement(eqx.Module):
     - `learning_rate`: Adam's.
     """
 
-    num_episodes: int = size(512, at_least=2)
-    stride: int = size(1)
-    num_heldout: int = size(51)
-    num_draws: int = size(8)
+    num_episodes: int = static_field(512, at_least=2)
+    stride: int = static_field(1)
+    num_validation_episodes: int = static_field(51)
+    num_noise_samples: int = static_field(8)
     own_latents: bool = eqx.field(static=True, default=False)
-    batch_size: int = size(8192)
-    num_epochs: int = size(50)
-    patience: Integer = count(20, at_least=1)
-    learning_rate: Real = real(3e-4, above=0)
+    batch_size: int = static_field(8192)
+    num_epochs: int = static_field(50)
+    patience: Integer = int_field(20, at_least=1)
+    learning_rate: Real = float_field(3e-4, above=0)
 
     def check(self, num_steps: int) -> None:
         """Checks the sizes against each other and against an episode of `num_steps` steps.
@@ -56,12 +54,12 @@ class Refinement(eqx.Module):
                 f"refinement.stride = {self.stride} is more than the {num_steps} steps of an episode: set it to 1, "
                 "which keeps every step."
             )
-        if self.num_heldout >= self.num_episodes:
+        if self.num_validation_episodes >= self.num_episodes:
             raise InputError(
-                f"refinement.num_heldout = {self.num_heldout} leaves none of the {self.num_episodes} episodes to fit: "
-                "hold out fewer."
+                f"refinement.num_validation_episodes = {self.num_validation_episodes} leaves none of the "
+                f"{self.num_episodes} episodes to fit: hold out fewer."
             )
-        num_pairs = (self.num_episodes - self.num_heldout) * (num_steps // self.stride)
+        num_pairs = (self.num_episodes - self.num_validation_episodes) * (num_steps // self.stride)
         if self.batch_size > num_pairs:
             raise InputError(
                 f"refinement.batch_size = {self.batch_size} is more than the {num_pairs} pairs there are to fit: "
@@ -73,7 +71,7 @@ class Fit(eqx.Module):
     """How a regression went."""
 
     training_loss: Float[Array, "*batch"]  # of the last epoch
-    heldout_loss: Float[Array, "*batch"]  # the best, whose decoder was kept
+    validation_loss: Float[Array, "*batch"]  # the best, whose decoder was kept
     num_epochs: Int[Array, "*batch"]  # until it stopped
 
 
@@ -103,7 +101,7 @@ def fit_decoder(
     **Arguments:**
 
     - `decoder`: where to start; its statistics stay as they are.
-    - `observations`, `actions`: the pairs, as [`demonstrate`][] returns them; actions before `tanh`.
+    - `observations`, `actions`: the pairs, as [`collect_dataset`][] returns them; actions before `tanh`.
     - `refinement`: the hyperparameters.
     - `key`: decides order and noise.
     - `latents`: what to carry to each action; `None` for draws from N(0, I) that have nothing to do with it.
@@ -121,14 +119,14 @@ def fit_decoder(
         shapes = [array.shape for array in (observations, actions, latents) if array is not None]
         raise InputError(
             f"arrays of shapes {', '.join(map(str, shapes))} do not go together: give an observation, and a latent of "
-            "the same size, for each action, as gorl.demonstrate does."
+            "the same size, for each action, as gorl.collect_dataset does."
         )
-    num_heldout = refinement.num_heldout * num_kept
-    num_fitted = num_episodes * num_kept - num_heldout
+    num_validation_episodes = refinement.num_validation_episodes * num_kept
+    num_fitted = num_episodes * num_kept - num_validation_episodes
     num_batches = num_fitted // refinement.batch_size
     width = longest_axis(split_trainable(decoder)[0])
     optimiser = usually_promoting(optax.adam(refinement.learning_rate))  # pyright: ignore[reportArgumentType]
-    heldout_key, key = jax.random.split(key)
+    validation_key, key = jax.random.split(key)
 
     # Everything is by index into these: holding out and shuffling copy nothing.
     pairs = jax.tree.map(lambda leaf: leaf.reshape(-1, leaf.shape[-1]), (observations, actions, latents))
@@ -140,7 +138,7 @@ def fit_decoder(
 
     def draw(chosen: Int[Array, " pairs"], key: RandomKey) -> tuple[Array, Array | None, RandomKeys]:
         """One flat batch of rows: another axis for the draws would put transposes around every product of matrices."""
-        rows = jnp.repeat(chosen, refinement.num_draws)
+        rows = jnp.repeat(chosen, refinement.num_noise_samples)
         loss_key, latent_key = jax.random.split(key)
         noise = jax.random.normal(latent_key, (rows.size, action_size)) if latents is None else None
         return rows, noise, jax.random.split(loss_key, rows.size)
@@ -161,7 +159,9 @@ def fit_decoder(
             return loss, loss
 
         chosen, key = inputs
-        drawn = draw(pair(chosen, refinement.num_heldout, num_episodes - refinement.num_heldout), key)
+        drawn = draw(
+            pair(chosen, refinement.num_validation_episodes, num_episodes - refinement.num_validation_episodes), key
+        )
         gradient, loss = mean_gradient(mean_loss, trainable, drawn, width)
         updates, optimiser_state = optimiser.update(gradient, optimiser_state)
         return (eqx.combine(optax.apply_updates(trainable, updates), rest), optimiser_state), loss
@@ -173,35 +173,41 @@ def fit_decoder(
         carry = (search.decoder, search.optimiser_state)
         carry, training_losses = jax.lax.scan(batch_step, carry, (batches, jax.random.split(noise_key, num_batches)))
         decoder, optimiser_state = carry
-        loss = heldout_loss(decoder)
-        better = loss < search.fit.heldout_loss
+        loss = validation_loss(decoder)
+        better = loss < search.fit.validation_loss
         return _Search(
             decoder,
             optimiser_state,
-            where(better, decoder, search.best),
-            Fit(jnp.mean(training_losses), jnp.where(better, loss, search.fit.heldout_loss), search.fit.num_epochs + 1),
+            optax.tree.where(better, decoder, search.best),
+            Fit(
+                jnp.mean(training_losses),
+                jnp.where(better, loss, search.fit.validation_loss),
+                search.fit.num_epochs + 1,
+            ),
             jnp.where(better, 0, search.stale + 1),
         )
 
-    def heldout_loss(decoder: AbstractDecoder) -> Float[Array, ""]:
+    def validation_loss(decoder: AbstractDecoder) -> Float[Array, ""]:
         """The loss on the pairs held out, a batch at a time, so that it needs no more memory than a gradient step."""
-        count = -(-num_heldout // refinement.batch_size)
-        chosen = jnp.arange(count * -(-num_heldout // count)).reshape(count, -1)
+        count = -(-num_validation_episodes // refinement.batch_size)
+        chosen = jnp.arange(count * -(-num_validation_episodes // count)).reshape(count, -1)
 
         def batch_loss(inputs: tuple[Int[Array, " batch"], RandomKey]) -> Float[Array, ""]:
             chosen, key = inputs
-            counts = chosen < num_heldout  # the last batch is filled up with pairs that do not count
-            drawn = draw(pair(jnp.minimum(chosen, num_heldout - 1), 0, refinement.num_heldout), key)
+            counts = chosen < num_validation_episodes  # the last batch is filled up with pairs that do not count
+            drawn = draw(
+                pair(jnp.minimum(chosen, num_validation_episodes - 1), 0, refinement.num_validation_episodes), key
+            )
             losses = map_rows(lambda row: loss_of(decoder, *row), drawn, width)
-            return jnp.sum(losses, where=jnp.repeat(counts, refinement.num_draws))
+            return jnp.sum(losses, where=jnp.repeat(counts, refinement.num_noise_samples))
 
-        total = jnp.sum(jax.lax.map(batch_loss, (chosen, jax.random.split(heldout_key, count))))
-        return total / (num_heldout * refinement.num_draws)
+        total = jnp.sum(jax.lax.map(batch_loss, (chosen, jax.random.split(validation_key, count))))
+        return total / (num_validation_episodes * refinement.num_noise_samples)
 
-    def goes_on(search: _Search) -> Bool[Array, ""]:
+    def continues(search: _Search) -> Bool[Array, ""]:
         return (search.fit.num_epochs < refinement.num_epochs) & (search.stale < refinement.patience)
 
     start = Fit(jnp.zeros((), jnp.float32), jnp.full((), jnp.inf, jnp.float32), jnp.zeros((), jnp.int32))
     search = _Search(decoder, optimiser.init(split_trainable(decoder)[0]), decoder, start, jnp.zeros((), jnp.int32))
-    search = jax.lax.while_loop(goes_on, epoch, search)
+    search = jax.lax.while_loop(continues, epoch, search)
     return search.best, search.fit

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree, UInt8
 
-from ._env import EnvConfig, Environment, Episode, Episodes, Pose, scene
+from ._env import EnvConfig, Environment, EpisodeState, EpisodicEnv, Pose, scene
 from ._errors import InputError, unknown_name
 from ._evaluation import check_counts, load_for, play_episodes
 from ._policy import Policy
@@ -85,14 +85,14 @@ def render(
     check_counts(num_episodes=num_episodes, num_steps=num_steps, height=height, width=width)
     if not frames_per_second > 0:
         raise InputError(f"frames_per_second must be above 0, not {frames_per_second}.")
-    episodes = load_for(env, policy)
-    seen = scene(episodes.env.whole)
+    loaded = load_for(env, policy)
+    seen = scene(loaded.env.whole)
     camera_index = _camera_index(seen.model, camera)
     # The renderer comes first, as it is found missing in no time and playing takes a while.
     with _renderer(seen.model, height, width) as renderer:
-        played = _poses(episodes, seen.pose, policy, key, num_episodes, num_steps, stochastic)
+        played = _poses(loaded, seen.pose, policy, key, num_episodes, num_steps, stochastic)
         poses, lengths, returns = jax.tree.map(np.asarray, played)
-        seconds = seen.seconds * episodes.action_repeat
+        seconds = seen.seconds * loaded.action_repeat
         # Whole multiples must not suffer from rounding: 1 / (0.02 * 50) has to be 1.
         every = max(1, math.ceil(1 / (seconds * frames_per_second) - 1e-6))
         num_frames = 1 + -(-lengths // every)
@@ -116,7 +116,7 @@ def render(
 
 @eqx.filter_jit
 def _poses(
-    episodes: Episodes,
+    env: EpisodicEnv,
     pose_of: Callable[[PyTree], Pose],
     policy: Policy,
     key: RandomKey,
@@ -126,10 +126,10 @@ def _poses(
 ) -> tuple[PyTree[Float[Array, "time episodes ..."]], Int[Array, " episodes"], Float[Array, " episodes"]]:
     """The pose before the first action and after each; the number of actions of each episode; and its return."""
 
-    def see(before: Episode, action: Array, reward: Array) -> Pose:
+    def see(before: EpisodeState, action: Array, reward: Array) -> Pose:
         return pose_of(before.state)
 
-    played = play_episodes(episodes, policy, key, num_episodes, num_steps, stochastic, see)
+    played = play_episodes(env, policy, key, num_episodes, num_steps, stochastic, see)
     last = jax.vmap(pose_of)(played.last.state)
     poses = jax.tree.map(lambda before, last: jnp.concatenate([before, last[None]]), played.seen, last)
     return poses, played.length, played.returns

@@ -7,35 +7,35 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
-from ._env import Episode, Episodes, restart
+from ._env import EpisodeState, EpisodicEnv, restart
 from ._learner import Experience
 from ._policy import Policy
 from ._types import RandomKey, RandomKeys
 
 
-class Workers(eqx.Module):
+class RolloutState(eqx.Module):
     """Environments side by side that experience is gathered from."""
 
-    episode: Episode  # where each of them stands
-    start: Episode  # where the next episode of each starts; over where it has been used
+    episode: EpisodeState  # where each of them stands
+    start: EpisodeState  # where the next episode of each starts; over where it has been used
     head_start: Int[Array, " envs"]  # steps of its time limit that the next episode of each begins with
 
     @staticmethod
-    def idle(episodes: Episodes, num_envs: int) -> "Workers":
+    def empty(env: EpisodicEnv, num_envs: int) -> "RolloutState":
         """Workers with no episode running and no start state drawn: their first step begins with both."""
-        none = episodes.none(num_envs)
-        return Workers(none, none, jnp.zeros(num_envs, jnp.int32))
+        empty = env.empty(num_envs)
+        return RolloutState(empty, empty, jnp.zeros(num_envs, jnp.int32))
 
     @staticmethod
-    def staggered(episodes: Episodes, num_envs: int, key: RandomKey) -> "Workers":
+    def staggered(env: EpisodicEnv, num_envs: int, key: RandomKey) -> "RolloutState":
         """Idle workers that each begin with a random part of their first time limit over."""
-        head_start = jax.random.randint(key, (num_envs,), 0, episodes.episode_length)
-        return eqx.tree_at(lambda w: w.head_start, Workers.idle(episodes, num_envs), head_start)
+        head_start = jax.random.randint(key, (num_envs,), 0, env.episode_length)
+        return eqx.tree_at(lambda w: w.head_start, RolloutState.empty(env, num_envs), head_start)
 
 
 def rollout(
-    episodes: Episodes, policy: Policy, workers: Workers, num_unrolls: int, unroll_length: int, key: RandomKey
-) -> tuple[Workers, Experience]:
+    env: EpisodicEnv, policy: Policy, rollout_state: RolloutState, num_unrolls: int, unroll_length: int, key: RandomKey
+) -> tuple[RolloutState, Experience]:
     """Acts for `num_unrolls * unroll_length` steps in every environment.
 
     An episode that is over is followed by another, from a start state that was drawn beforehand. When a worker needs
@@ -54,74 +54,74 @@ def rollout(
 
     Where the environments stand now, and what happened.
     """
-    workers, seen = _unroll(episodes, policy, workers, jax.random.split(key, num_unrolls), unroll_length)
+    rollout_state, seen = _unroll(env, policy, rollout_state, jax.random.split(key, num_unrolls), unroll_length)
     seen = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), seen)
-    observation, latent, extras, action, outcome, next_observation = seen
-    return workers, Experience(
+    observation, latent, extras, action, result, next_observation = seen
+    return rollout_state, Experience(
         observation,
         latent,
         extras,
         action,
-        outcome.reward,
-        outcome.terminated,
-        outcome.truncated,
+        result.reward,
+        result.terminated,
+        result.truncated,
         next_observation,
     )
 
 
 def _unroll(
-    episodes: Episodes,
+    env: EpisodicEnv,
     policy: Policy,
-    workers: Workers,
+    rollout_state: RolloutState,
     keys: RandomKeys,
     unroll_length: int,
     keep: Callable[[tuple, RandomKey], PyTree] = lambda seen, key: seen,
-) -> tuple[Workers, PyTree]:
+) -> tuple[RolloutState, PyTree]:
     """An unroll for each key; `keep` says what is left of each, of the steps that it has in front."""
-    num_envs = workers.episode.over.shape[0]
+    num_envs = rollout_state.episode.done.shape[0]
 
-    def step(workers: Workers, key: RandomKey) -> tuple[Workers, tuple]:
+    def step(rollout_state: RolloutState, key: RandomKey) -> tuple[RolloutState, tuple]:
         start_key, policy_key = jax.random.split(key)
-        workers = _restart(episodes, workers, start_key)
-        observation = workers.episode.observation
+        rollout_state = _restart(env, rollout_state, start_key)
+        observation = rollout_state.episode.observation
         latent, extras, action = jax.vmap(policy.sample)(observation, jax.random.split(policy_key, num_envs))
-        episode, outcome = jax.vmap(episodes.step)(workers.episode, jnp.tanh(action))
+        episode, result = jax.vmap(env.step)(rollout_state.episode, jnp.tanh(action))
         # A simulation that blew up ended its episode: what it led to is no observation, and nothing may depend on it.
-        blew_up = episode.over[:, None] & ~jnp.isfinite(episode.observation)
+        blew_up = episode.done[:, None] & ~jnp.isfinite(episode.observation)
         next_observation = jnp.where(blew_up, observation, episode.observation)
-        workers = Workers(episode, workers.start, workers.head_start)
-        return workers, (observation, latent, extras, action, outcome, next_observation)
+        rollout_state = RolloutState(episode, rollout_state.start, rollout_state.head_start)
+        return rollout_state, (observation, latent, extras, action, result, next_observation)
 
-    def unroll(workers: Workers, key: RandomKey) -> tuple[Workers, tuple]:
+    def unroll(rollout_state: RolloutState, key: RandomKey) -> tuple[RolloutState, tuple]:
         step_key, keep_key = jax.random.split(key)
-        workers, seen = jax.lax.scan(step, workers, jax.random.split(step_key, unroll_length))
-        return workers, keep(seen, keep_key)
+        rollout_state, seen = jax.lax.scan(step, rollout_state, jax.random.split(step_key, unroll_length))
+        return rollout_state, keep(seen, keep_key)
 
-    return jax.lax.scan(unroll, workers, keys)
+    return jax.lax.scan(unroll, rollout_state, keys)
 
 
-def _restart(episodes: Episodes, workers: Workers, key: RandomKey) -> Workers:
+def _restart(env: EpisodicEnv, rollout_state: RolloutState, key: RandomKey) -> RolloutState:
     """Begins the next episode of each worker whose last one is over."""
-    over = workers.episode.over
+    done = rollout_state.episode.done
 
-    def draw(carry: tuple[Episode, RandomKey]) -> tuple[Episode, RandomKey]:
+    def draw(carry: tuple[EpisodeState, RandomKey]) -> tuple[EpisodeState, RandomKey]:
         start, key = carry
-        keys = jax.random.split(key, over.shape[0] + 1)
-        return jax.vmap(restart)(jax.vmap(episodes.start)(keys[1:]), start), keys[0]
+        keys = jax.random.split(key, done.shape[0] + 1)
+        return jax.vmap(restart)(jax.vmap(env.start)(keys[1:]), start), keys[0]
 
     # A loop of one pass at most rather than a branch: under vmap over seeds a branch would always be taken. It has
     # a new key for another pass because XLA would do what all passes have in common, here everything, before.
-    start, _ = jax.lax.while_loop(lambda carry: jnp.any(over & carry[0].over), draw, (workers.start, key))
-    begun = eqx.tree_at(lambda e: e.elapsed, start, start.elapsed + workers.head_start)
-    return Workers(
-        jax.vmap(restart)(begun, workers.episode),
-        eqx.tree_at(lambda s: s.over, start, start.over | over),
-        jnp.where(over, 0, workers.head_start),
+    start, _ = jax.lax.while_loop(lambda carry: jnp.any(done & carry[0].done), draw, (rollout_state.start, key))
+    begun = eqx.tree_at(lambda e: e.step_count, start, start.step_count + rollout_state.head_start)
+    return RolloutState(
+        jax.vmap(restart)(begun, rollout_state.episode),
+        eqx.tree_at(lambda s: s.done, start, start.done | done),
+        jnp.where(done, 0, rollout_state.head_start),
     )
 
 
-def demonstrate(
-    episodes: Episodes, policy: Policy, num_episodes: int, stride: int, unroll_length: int, key: RandomKey
+def collect_dataset(
+    env: EpisodicEnv, policy: Policy, num_episodes: int, stride: int, unroll_length: int, key: RandomKey
 ) -> tuple[
     Float[Array, "kept episodes observation"],
     Float[Array, "kept episodes action"],
@@ -147,7 +147,7 @@ def demonstrate(
 
     Observations, the actions taken there before `tanh`, and the latents that the decoder made them of.
     """
-    num_kept = episodes.num_steps // stride
+    num_kept = env.num_steps // stride
     kept_at_once = next(count for count in range(max(1, unroll_length // stride), 0, -1) if num_kept % count == 0)
 
     def keep(seen: tuple, key: RandomKey) -> tuple[Array, Array, Array]:
@@ -161,6 +161,6 @@ def demonstrate(
         return jax.tree.map(of_each_stride, (observation, action, latent))
 
     keys = jax.random.split(key, num_kept // kept_at_once)
-    workers = Workers.idle(episodes, num_episodes)
-    _, kept = _unroll(episodes, policy, workers, keys, kept_at_once * stride, keep)
+    rollout_state = RolloutState.empty(env, num_episodes)
+    _, kept = _unroll(env, policy, rollout_state, keys, kept_at_once * stride, keep)
     return jax.tree.map(lambda leaf: leaf.reshape(num_kept, *leaf.shape[2:]), kept)

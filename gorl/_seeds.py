@@ -7,7 +7,7 @@ import jax
 
 from ._errors import InputError
 from ._policy import Policy
-from ._train import Curve, Result, TrainState
+from ._state import Curve, Result, TrainState
 
 Several = TypeVar("Several", bound=Result | Policy | Curve | TrainState)
 

@@ -97,7 +97,7 @@ def tiny():
             reward_scale=1.0,
         ),
         decoder=gorl.FlowMatching(width=8, depth=1, num_steps=2),
-        refinement=gorl.Refinement(num_episodes=8, num_heldout=2, batch_size=20, num_epochs=3),
+        refinement=gorl.Refinement(num_episodes=8, num_validation_episodes=2, batch_size=20, num_epochs=3),
         stage_steps=(800, 800),
         evaluation_interval=320,
         evaluation_episodes=4,

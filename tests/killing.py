@@ -23,7 +23,7 @@ SMALL = [
     "--set=env.episode_length=10",
     "--set=decoder.width=8",
     "--set=refinement.num_episodes=8",
-    "--set=refinement.num_heldout=2",
+    "--set=refinement.num_validation_episodes=2",
     "--set=refinement.stride=1",
     "--set=refinement.batch_size=20",
     "--set=refinement.num_epochs=300",

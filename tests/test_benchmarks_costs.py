@@ -18,8 +18,8 @@ def chunks_that_take(seconds, config):
     """As `timed`, of chunks that take so many seconds by phase, and a hundred more for compilation."""
 
     def timed(config, start):
-        for number, chunk in enumerate(gorl.schedule(config)):
-            yield chunk, None, seconds[int(chunk.phase)] + 100.0 * (number == 0)
+        for number, step in enumerate(gorl.make_schedule(config)):
+            yield step, None, seconds[int(step.phase)] + 100.0 * (number == 0)
 
     return timed
 
@@ -27,7 +27,7 @@ def chunks_that_take(seconds, config):
 def test_compilation_does_not_count_in_a_steady_run(tiny, monkeypatch):
     seconds = {gorl.Phase.LEARN: 1.0, gorl.Phase.EVALUATE: 0.1, gorl.Phase.REFINE: 5.0}
     monkeypatch.setattr(costs, "timed", chunks_that_take(seconds, tiny))
-    phases = list(gorl.schedule(tiny).phase)
+    phases = list(gorl.make_schedule(tiny).phase)
     expected = {phase.name.lower(): seconds[phase] * phases.count(phase) for phase in gorl.Phase}
     assert costs.steady_seconds(tiny, jax.random.key(0)) == pytest.approx(expected)
 

@@ -179,10 +179,9 @@ def test_pipelines_are_of_the_same_work():
         *("--encoder_timesteps_per_stage", "491520,491520", "--data_collection_iterations", "5"),
         *("--fm_batch_size", "2048", "--fm_num_epochs", "10"),
     ]
-    chunks = gorl.schedule(config)
-    evaluations = (chunks.phase == gorl.Phase.EVALUATE) & ~chunks.is_final
-    assert [int(sum(evaluations & (chunks.stage == stage))) for stage in (0, 1)] == [5, 5]
-    fitted = (config.refinement.num_episodes - config.refinement.num_heldout) * 1000
+    stages = gorl.make_schedule(config).curve.stage
+    assert [int(sum(stages == stage)) for stage in (0, 1)] == [5, 5]
+    fitted = (config.refinement.num_episodes - config.refinement.num_validation_episodes) * 1000
     assert fitted // config.refinement.batch_size == 307_200 * 9 // 10 // 2048
 
 

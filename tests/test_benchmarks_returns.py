@@ -59,7 +59,7 @@ def test_a_cell_of_fewer_seeds_or_another_config_is_not_finished(stand_in, tmp_p
     assert not cell(tmp_path / "results", seeds=3).is_finished()
     assert not cell(tmp_path / "results", method="fpo").is_finished()
     changed = cell(tmp_path / "results")
-    changed.config = gorl.replace(changed.config, {"learner.clip": 0.3})
+    changed.config = gorl.replace(changed.config, {"learner.clip_epsilon": 0.3})
     assert not changed.is_finished()
 
 
@@ -67,7 +67,7 @@ def test_a_cell_stays_finished_when_a_setting_is_added_and_not_when_one_is_gone(
     one = cell(tmp_path / "results")
     assert one.run(float("inf"))
     summary = one.summary()
-    del summary["config"]["learner"]["annealing"]
+    del summary["config"]["learner"]["learning_rate_decay"]
     one.summary_file.write_text(json.dumps(summary))
     assert one.is_finished()
     summary["config"]["learner"]["a_setting_of_old"] = 1.0

@@ -62,7 +62,7 @@ def test_a_product_of_matrices_takes_some_time():
 
 def test_the_seconds_of_a_run_are_by_phase_and_stage_and_the_chunk_that_compiles_is_apart(tiny, monkeypatch):
     def timed(config, key):
-        return ((chunk, None, 100.0 if chunk.position == 0 else 1.0) for chunk in gorl.schedule(config))
+        return ((step, None, 100.0 if step.index == 0 else 1.0) for step in gorl.make_schedule(config))
 
     monkeypatch.setattr(throughput, "timed", timed)
     found = throughput.run_seconds(tiny)

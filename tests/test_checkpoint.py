@@ -15,8 +15,8 @@ import pytest
 import gorl
 import gorl._checkpoint as gorl_checkpoint
 import gorl._env as gorl_env
-import gorl._train as gorl_train
-from gorl._train import _start_batch, prepare
+from gorl._iterate import _init_seeds, state_shapes
+from gorl._prepare import prepare
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def trained(tiny):
     """Untrained policies of three seeds, and one of a single seed: files do not care what the weights are."""
 
     def policy(key):
-        return gorl.finish(tiny, _start_batch(prepare(tiny), key)).policy
+        return gorl.finish(tiny, _init_seeds(*prepare(tiny), key)).policy
 
     return policy(jax.random.split(jax.random.key(0), 3)), policy(jax.random.key(1))
 
@@ -33,7 +33,7 @@ def trained(tiny):
 def states(tiny):
     """The states that runs of three seeds and of a single one begin with."""
     return tuple(
-        _start_batch(prepare(tiny), key) for key in (jax.random.split(jax.random.key(0), 3), jax.random.key(1))
+        _init_seeds(*prepare(tiny), key) for key in (jax.random.split(jax.random.key(0), 3), jax.random.key(1))
     )
 
 
@@ -96,15 +96,34 @@ def test_a_damaged_file_is_refused_in_a_sentence(tiny, trained, tmp_path, damage
         gorl.load_policy(path)
 
 
+def of_format(path, version):
+    """Makes a file one of another format."""
+    _, _, rest = path.read_bytes().partition(b"\n")
+    digest = hashlib.sha256(f"{version}\n".encode() + rest).hexdigest()
+    path.write_bytes(f"gorl {version} {digest}\n".encode() + rest)
+
+
 def test_a_file_of_a_newer_format_is_not_called_damaged(tiny, trained, tmp_path):
     path = tmp_path / "policy"
     gorl.save_policy(path, trained[1], tiny)
-    _, _, rest = path.read_bytes().partition(b"\n")
-    digest = hashlib.sha256(b"99\n" + rest).hexdigest()
-    path.write_bytes(f"gorl 99 {digest}\n".encode() + rest)
+    of_format(path, 99)
     with pytest.raises(gorl.InputError, match="install a newer gorl") as refused:
         gorl.load_policy(path)
     assert not isinstance(refused.value, gorl.DamagedFileError)
+
+
+def test_a_file_of_an_older_format_names_the_version_that_wrote_it(tiny, states, trained, tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "0.1.0")
+    gorl.save_policy(tmp_path / "policy", trained[1], tiny)
+    gorl.save_state(tmp_path / "state", states[1], tiny)
+    for path in tmp_path.iterdir():
+        of_format(path, 1)
+    for load in (
+        lambda: gorl.load_policy(tmp_path / "policy"),
+        lambda: gorl.load_state(tmp_path / "state", tiny),
+    ):
+        with pytest.raises(gorl.InputError, match=r"was written by gorl 0\.1\.0, .*: install that one to read it"):
+            load()
 
 
 def test_one_kind_of_file_is_not_taken_for_another(tiny, states, trained, tmp_path):
@@ -131,7 +150,7 @@ def test_a_state_of_sac_comes_back_with_its_buffer(tiny, tmp_path, assert_same):
     config = gorl.replace(
         tiny, {"learner": gorl.SAC(num_envs=4, buffer_size=300, batch_size=8, policy_width=8, value_width=8)}
     )
-    shapes = gorl_train.shapes(config, jax.random.key(3))
+    shapes = state_shapes(config, jax.random.key(3))
     numbers = np.random.default_rng(0)
 
     def fill(leaf):
@@ -148,7 +167,7 @@ def test_a_state_of_sac_comes_back_with_its_buffer(tiny, tmp_path, assert_same):
 
 
 def test_keys_of_another_kind_stay_what_they_are(tiny, tmp_path, assert_same):
-    state = _start_batch(prepare(tiny), jax.random.split(jax.random.key(0, impl="rbg"), 2))
+    state = _init_seeds(*prepare(tiny), jax.random.split(jax.random.key(0, impl="rbg"), 2))
     gorl.save_state(tmp_path / "state", state, tiny)
     loaded, _ = gorl.load_state(tmp_path / "state", tiny)
     assert jax.random.key_impl(loaded.key) == "rbg"
@@ -157,11 +176,11 @@ def test_keys_of_another_kind_stay_what_they_are(tiny, tmp_path, assert_same):
 
 def test_a_changed_config_is_refused_by_the_fields_that_changed(tiny, states, tmp_path):
     gorl.save_state(tmp_path / "state", states[1], tiny)
-    changed = gorl.replace(tiny, {"learner.clip": 0.5, "env.episode_length": 30, "decoder": gorl.Diffusion()})
+    changed = gorl.replace(tiny, {"learner.clip_epsilon": 0.5, "env.episode_length": 30, "decoder": gorl.Diffusion()})
     with pytest.raises(gorl.InputError) as refused:
         gorl.load_state(tmp_path / "state", changed)
     for words in (
-        "learner.clip was 0.2 and is 0.5",
+        "learner.clip_epsilon was 0.2 and is 0.5",
         "env.episode_length was 20 and is 30",
         "decoder.type was FlowMatching",
     ):
@@ -196,10 +215,10 @@ def other_shapes(monkeypatch):
     """States have another array now."""
 
     def other(config, key):
-        return eqx.tree_at(lambda s: s.position, shapes(config, key), jax.ShapeDtypeStruct((3,), jnp.int32))
+        return eqx.tree_at(lambda s: s.index, shapes(config, key), jax.ShapeDtypeStruct((3,), jnp.int32))
 
-    shapes = gorl_checkpoint.shapes
-    monkeypatch.setattr(gorl_checkpoint, "shapes", other)
+    shapes = gorl_checkpoint.state_shapes
+    monkeypatch.setattr(gorl_checkpoint, "state_shapes", other)
 
 
 def test_a_state_with_other_arrays_names_the_version_that_wrote_it(tiny, states, tmp_path, monkeypatch, other_shapes):
@@ -212,19 +231,9 @@ def test_a_state_with_other_arrays_names_the_version_that_wrote_it(tiny, states,
 
 def test_a_state_with_other_arrays_of_this_version_names_them(tiny, states, tmp_path, other_shapes):
     gorl.save_state(tmp_path / "state", states[1], tiny)
-    sentence = r"learner or the decoder, .* has changed since .*: position was int32\[\] and is int32\[3\]\. "
+    sentence = r"learner or the decoder, .* has changed since .*: index was int32\[\] and is int32\[3\]\. "
     with pytest.raises(gorl.InputError, match=sentence):
         gorl.load_state(tmp_path / "state", tiny)
-
-
-def test_a_state_of_before_arrays_had_names_is_read(tiny, states, tmp_path, assert_same):
-    path = tmp_path / "state"
-    gorl.save_state(path, states[1], tiny)
-    _, header, arrays = path.read_bytes().split(b"\n", 2)
-    header = {name: part for name, part in json.loads(header).items() if name not in ("arrays", "x64", "environment")}
-    rest = json.dumps(header).encode() + b"\n" + arrays
-    path.write_bytes(f"gorl 1 {hashlib.sha256(b'1' + bytes([10]) + rest).hexdigest()}\n".encode() + rest)
-    assert_same(gorl.load_state(path, tiny)[0], states[1])
 
 
 class ChangingState(eqx.Module):
@@ -265,7 +274,7 @@ def begun(tiny, tmp_path, monkeypatch):
     def zeros(leaf):
         return key if leaf.dtype == key.dtype else jnp.zeros(leaf.shape, leaf.dtype)
 
-    gorl.save_state(tmp_path / "state", jax.tree.map(zeros, gorl_train.shapes(config, key)), config)
+    gorl.save_state(tmp_path / "state", jax.tree.map(zeros, state_shapes(config, key)), config)
     yield change, lambda: gorl.load_state(tmp_path / "state", config)
     gorl_env._load.cache_clear()
 

@@ -44,7 +44,7 @@ def test_programs_are_kept_and_used_the_next_time(gorl_in, tmp_path):
     second = gorl_in(*TRAIN, "--out", tmp_path / "second", **always, JAX_LOG_COMPILES="1", JAX_EXPLAIN_CACHE_MISSES="1")
     assert second.returncode == 0, second.stderr
     assert programs(tmp_path / "user" / "gorl") == kept
-    assert "Persistent compilation cache hit for 'jit__advance_batch'" in second.stderr
+    assert "Persistent compilation cache hit for 'jit__advance_seeds'" in second.stderr
     policies = [(tmp_path / name / "policies.eqx").read_bytes() for name in ("first", "second")]
     assert policies[0] == policies[1], "a program from disk has to be the program"
 

@@ -118,7 +118,7 @@ def test_a_run_that_is_stopped_saves_says_how_to_go_on_and_ends_like_one_that_wa
     # Nothing is lost: the newest one has every evaluation that is in the curve.
     state, _ = Run.open(run).restore()
     assert np.isfinite(state.returns).all(axis=-1).sum() == len(rows(run))
-    assert int(state.position[0]) == int(checkpoints[-1].partition(".")[0])
+    assert int(state.index[0]) == int(checkpoints[-1].partition(".")[0])
     resumed(copied, cache)
     assert_same_files(copied, unbroken("gorl-flow", 1))
     assert {path.name for path in copied.iterdir()} == {path.name for path in unbroken("gorl-flow", 1).iterdir()}
@@ -179,7 +179,7 @@ def test_where_the_newest_checkpoint_is_damaged_the_one_before_is_taken(copied, 
     damage(newest)
     before = contents(copied)
     state, _ = Run.open(copied).restore()
-    assert int(state.position[0]) == int(older.stem)
+    assert int(state.index[0]) == int(older.stem)
     assert capsys.readouterr().err == f"gorl: the checkpoint {newest} is damaged, so the one before it is taken\n"
     assert contents(copied) == before
 
@@ -250,7 +250,7 @@ def test_a_run_that_is_killed_as_it_gets_longer_is_the_one_or_the_other(copied, 
     assert Run.open(copied).config == longer
     for _ in range(2):
         state, _ = Run.open(copied).restore()
-        assert state.returns.shape[1] == gorl.schedule(longer).evaluation[-1] + 1
+        assert state.returns.shape[1] == gorl.make_schedule(longer).evaluation[-1] + 1
         sorted((copied / "checkpoints").iterdir())[-1].unlink()
 
 
@@ -400,6 +400,13 @@ def test_a_run_of_a_newer_format(copied, refused):
     assert "install a newer gorl" in refused(copied, "resume", copied)
 
 
+def test_a_run_of_an_older_format(copied, refused):
+    edit(copied, "run.json", format=1, versions={"gorl": "0.1.0"})
+    assert "was written by gorl 0.1.0, whose names this version does not know any more" in refused(
+        copied, "resume", copied
+    )
+
+
 @pytest.mark.parametrize("name", ["run.json", "config.json"])
 def test_a_run_that_lacks_a_file(copied, refused, name):
     (copied / name).unlink()
@@ -419,9 +426,9 @@ def test_a_config_that_cannot_be_understood(copied, refused):
 
 def test_a_config_that_has_changed(copied, refused):
     learner = json.loads((copied / "config.json").read_text())["learner"]
-    edit(copied, "config.json", evaluation_episodes=5, learner=learner | {"clip": 0.5})
+    edit(copied, "config.json", evaluation_episodes=5, learner=learner | {"clip_epsilon": 0.5})
     sentence = refused(copied, "resume", copied)
-    assert f"learner.clip was {learner['clip']} and is 0.5" in sentence
+    assert f"learner.clip_epsilon was {learner['clip_epsilon']} and is 0.5" in sentence
     assert "evaluation_episodes was 4 and is 5" in sentence
     assert "learner.num_envs" not in sentence
 

@@ -25,22 +25,26 @@ def small(tiny):
 
 
 def test_every_combination_is_tried(small):
-    made = trials(small, {"learner.clip": "0.1,0.2", "learner.learning_rate": "1e-3, 2e-3,3e-3"})
+    made = trials(small, {"learner.clip_epsilon": "0.1,0.2", "learner.learning_rate": "1e-3, 2e-3,3e-3"})
     assert len(made) == 6
     for trial in made:
-        assert trial.config.learner.clip == float(trial.values["learner.clip"])
+        assert trial.config.learner.clip_epsilon == float(trial.values["learner.clip_epsilon"])
         assert trial.config.learner.learning_rate == float(trial.values["learner.learning_rate"])
     assert len({trial.name for trial in made}) == 6
 
 
 def test_what_is_set_in_all_of_them_tells_none_from_another(small):
-    made = trials(small, {"learner.clip": "0.1,0.3", "learner.discount": "0.9"})
+    made = trials(small, {"learner.clip_epsilon": "0.1,0.3", "learner.discount": "0.9"})
     assert [trial.name for trial in made] == ["clip=0.1", "clip=0.3"]
     assert [trial.config.learner.discount for trial in made] == [0.9, 0.9]
 
 
 def test_fields_of_the_same_name_in_two_groups_are_told_apart(small):
-    rates = {"learner.learning_rate": "1e-3,2e-3", "refinement.learning_rate": "1e-4,2e-4", "learner.clip": "0.1,0.2"}
+    rates = {
+        "learner.learning_rate": "1e-3,2e-3",
+        "refinement.learning_rate": "1e-4,2e-4",
+        "learner.clip_epsilon": "0.1,0.2",
+    }
     name = trials(small, rates)[0].name
     assert name == "learner.learning_rate=1e-3, refinement.learning_rate=1e-4, clip=0.1"
 
@@ -63,16 +67,16 @@ def test_values_can_be_whole_numbers_names_tuples_and_one_alone(small):
 
 
 def test_a_value_twice_is_tried_once(small):
-    assert len(trials(small, {"learner.clip": "0.1,0.1"})) == 1
+    assert len(trials(small, {"learner.clip_epsilon": "0.1,0.1"})) == 1
 
 
 @pytest.mark.parametrize(
     ("grid", "sentence"),
     [
         ({"learner.clp": "0.1"}, "'clip'"),
-        ({"learner.clip": "0.1,high"}, "learner.clip must be a number above 0, not 'high'"),
-        ({"learner.clip": "0.1,-1"}, "learner.clip must be a number above 0"),
-        ({"learner.clip": ","}, "learner.clip"),
+        ({"learner.clip_epsilon": "0.1,high"}, "learner.clip_epsilon must be a number above 0, not 'high'"),
+        ({"learner.clip_epsilon": "0.1,-1"}, "learner.clip_epsilon must be a number above 0"),
+        ({"learner.clip_epsilon": ","}, "learner.clip_epsilon"),
         ({"learner.num_minibatches": "2,7"}, "does not divide"),
     ],
 )
@@ -82,9 +86,9 @@ def test_bad_values_are_refused_before_anything_runs(small, grid, sentence):
 
 
 def test_a_batch_has_the_values_of_each_trial_as_often_as_there_are_seeds(small):
-    made = trials(small, {"learner.clip": "0.1,0.2", "learner.discount": "0.9"})
+    made = trials(small, {"learner.clip_epsilon": "0.1,0.2", "learner.discount": "0.9"})
     joined = batch([trial.config for trial in made], 3)
-    np.testing.assert_allclose(joined.learner.clip, [0.1, 0.1, 0.1, 0.2, 0.2, 0.2])
+    np.testing.assert_allclose(joined.learner.clip_epsilon, [0.1, 0.1, 0.1, 0.2, 0.2, 0.2])
     assert joined.learner.discount == 0.9
     assert jnp.ndim(joined.learner.learning_rate) == 0
 
@@ -103,7 +107,7 @@ def swept(tmp_path_factory):
 
     directory = tmp_path_factory.mktemp("sweep") / "[v1] out"
     small = [option for option in SMALL if "stage_steps" not in option and "decoder" not in option]
-    options = ["--set=learner.learning_rate=1e-3,2e-3,1e30", "--set=learner.entropy_cost=0", "--method", "ppo"]
+    options = ["--set=learner.learning_rate=1e-3,2e-3,1e30", "--set=learner.entropy_coefficient=0", "--method", "ppo"]
     arguments = ["sweep", "MultiGoal", *small, *options, "--steps", "240", "--seeds", "2", "--out", str(directory)]
     output, before = io.StringIO(), sys.argv
     sys.argv = ["gorl", *arguments]
@@ -224,8 +228,8 @@ def test_a_sweep_whose_directory_is_moved_stops(sweep_that_cannot_write, tmp_pat
     [
         (["PointMas"], "'PointMass'"),
         (["MultiGoal", "--set", "learner.clp=1"], "'clip'"),
-        (["MultiGoal", "--set", "learner.clip"], "FIELD=VALUE"),
-        (["MultiGoal", "--set", "learner.clip=0.1", "--set", "learner.clip=0.2"], "is there twice"),
+        (["MultiGoal", "--set", "learner.clip_epsilon"], "FIELD=VALUE"),
+        (["MultiGoal", "--set", "learner.clip_epsilon=0.1", "--set", "learner.clip_epsilon=0.2"], "is there twice"),
         (["MultiGoal", "--seeds", "0"], "--seeds must be at least 1"),
         (["MultiGoal", "--set", "stage_steps=80"], "shorter than one iteration"),
         (
@@ -263,6 +267,6 @@ def test_what_is_set_goes_before_what_follows_from_the_steps(small):
     def change(config, values):
         return gorl.reschedule(config, total_steps=80_000, changes=values)
 
-    made = trials(small, {"evaluation_interval": "320,640", "learner.clip": "0.1"}, change)
+    made = trials(small, {"evaluation_interval": "320,640", "learner.clip_epsilon": "0.1"}, change)
     assert [trial.config.evaluation_interval for trial in made] == [320, 640]
     assert [trial.config.stage_steps for trial in made] == [(80_000,)] * 2

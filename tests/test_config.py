@@ -23,8 +23,8 @@ import gorl
         {"learner.reward_scale": 1.7976931348623157e308},
         {"learner.discount": math.nextafter(1.0, 0.0)},
         {"learner.max_gradient_norm": math.inf},
-        {"learner.clip": 1},
-        {"learner.latent_cost": 0.0, "learner.entropy_cost": 0.0},
+        {"learner.clip_epsilon": 1},
+        {"learner.latent_coefficient": 0.0, "learner.entropy_coefficient": 0.0},
         {"stage_steps": (2**40, 2**62)},
         {"stage_steps": (60_000_000,), "decoder": gorl.Identity()},
         {"decoder.solver": "Tsit5", "decoder.rtol": 1e-3, "decoder.atol": 1e-6},
@@ -56,7 +56,7 @@ def test_json_is_json_for_everyone(tiny):
 
 
 def test_json_may_leave_fields_out():
-    config = gorl.Config.from_json('{"env": {"name": "MultiGoal"}, "learner": {"type": "PPO", "clip": 0.1}}')
+    config = gorl.Config.from_json('{"env": {"name": "MultiGoal"}, "learner": {"type": "PPO", "clip_epsilon": 0.1}}')
     assert config == gorl.Config(env="MultiGoal", learner=gorl.PPO(clip=0.1))
 
 
@@ -76,7 +76,7 @@ def test_printing_shows_every_value(tiny):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"learner.clip": 0.21},
+        {"learner.clip_epsilon": 0.21},
         {"learner.num_envs": 32},
         {"env": gorl.EnvConfig("MultiGoal")},
         {"decoder.solver": "Heun"},
@@ -109,15 +109,15 @@ LEAVES = {
         f".learner.{name}"
         for name in (
             "learning_rate",
-            "annealing",
+            "learning_rate_decay",
             "max_gradient_norm",
             "discount",
             "gae_lambda",
             "reward_scale",
             "clip",
-            "entropy_cost",
-            "value_cost",
-            "latent_cost",
+            "entropy_coefficient",
+            "value_loss_coefficient",
+            "latent_coefficient",
         )
     ),
     ".decoder.rtol",
@@ -151,7 +151,7 @@ def test_every_real_field_is_a_leaf_and_every_other_integer_is_static():
 
 def test_a_batch_of_hyperparameters_is_a_config(tiny):
     config = gorl.replace(
-        tiny, {"learner.learning_rate": jnp.asarray([1e-3, 1e-4]), "learner.clip": np.asarray([0.1, 0.2])}
+        tiny, {"learner.learning_rate": jnp.asarray([1e-3, 1e-4]), "learner.clip_epsilon": np.asarray([0.1, 0.2])}
     )
     assert config.learner.learning_rate.shape == (2,)
     rates = eqx.filter_vmap(lambda c: c.learner.learning_rate)(config)
@@ -171,10 +171,10 @@ def test_sizes_of_a_run(tiny):
 
 
 def test_replace_changes_what_it_names_and_nothing_else(tiny):
-    changed = gorl.replace(tiny, {"learner.clip": 0.1, "evaluation_episodes": 5})
-    assert changed.learner.clip == 0.1
+    changed = gorl.replace(tiny, {"learner.clip_epsilon": 0.1, "evaluation_episodes": 5})
+    assert changed.learner.clip_epsilon == 0.1
     assert changed.evaluation_episodes == 5
-    assert gorl.replace(changed, {"learner.clip": tiny.learner.clip, "evaluation_episodes": 4}) == tiny
+    assert gorl.replace(changed, {"learner.clip_epsilon": tiny.learner.clip_epsilon, "evaluation_episodes": 4}) == tiny
 
 
 def test_replace_takes_values_that_only_fit_together(tiny):
@@ -194,7 +194,7 @@ def test_replace_changes_a_group_and_values_inside_it(tiny):
 
 
 def test_replace_works_on_a_group_by_itself():
-    assert gorl.replace(gorl.PPO(), {"clip": 0.1}) == gorl.PPO(clip=0.1)
+    assert gorl.replace(gorl.PPO(), {"clip_epsilon": 0.1}) == gorl.PPO(clip=0.1)
 
 
 @pytest.mark.parametrize(
@@ -205,7 +205,7 @@ def test_replace_works_on_a_group_by_itself():
         ("learner.Clip", "did you mean 'clip'"),
         ("decoder.stepz", "'stepz': did you mean 'num_steps'"),
         ("stage_steps.first", "stage_steps has no fields of its own"),
-        ("learner.clip.epsilon", "clip has no fields of its own"),
+        ("learner.clip_epsilon.epsilon", "clip has no fields of its own"),
         ("", "no field of Config is called ''"),
         ("zzz", "no field of Config is called 'zzz': there are 'decoder', 'env'"),
     ],
@@ -239,8 +239,8 @@ OUT_OF_RANGE = [
     ("learner.num_epochs", 0),
     ("learner.policy_width", 0),
     ("learner.value_depth", 0),
-    ("learner.clip", 0.0),
-    ("learner.clip", -0.2),
+    ("learner.clip_epsilon", 0.0),
+    ("learner.clip_epsilon", -0.2),
     ("learner.discount", 1.01),
     ("learner.discount", -0.01),
     ("learner.gae_lambda", 1.5),
@@ -251,14 +251,14 @@ OUT_OF_RANGE = [
     ("learner.learning_rate", np.asarray([1e-3, math.nan])),
     ("learner.max_gradient_norm", 0.0),
     ("learner.reward_scale", 0.0),
-    ("learner.entropy_cost", -1e-9),
-    ("learner.value_cost", -1.0),
-    ("learner.latent_cost", -1.0),
+    ("learner.entropy_coefficient", -1e-9),
+    ("learner.value_loss_coefficient", -1.0),
+    ("learner.latent_coefficient", -1.0),
     ("decoder.width", 0),
-    ("refinement.num_draws", 0),
+    ("refinement.num_noise_samples", 0),
     ("decoder.num_steps", 0),
     ("refinement.num_episodes", 1),
-    ("refinement.num_heldout", 0),
+    ("refinement.num_validation_episodes", 0),
     ("refinement.batch_size", 0),
     ("refinement.num_epochs", 0),
     ("refinement.patience", 0),
@@ -284,11 +284,11 @@ OF_THE_WRONG_KIND = [
     ("learner.num_envs", [16, 32]),
     ("learner.num_envs", 2**70),
     ("learner.num_epochs", None),
-    ("learner.clip", True),
-    ("learner.clip", "abc"),
-    ("learner.clip", "0.2"),
-    ("learner.clip", None),
-    ("learner.clip", 1j),
+    ("learner.clip_epsilon", True),
+    ("learner.clip_epsilon", "abc"),
+    ("learner.clip_epsilon", "0.2"),
+    ("learner.clip_epsilon", None),
+    ("learner.clip_epsilon", 1j),
     ("learner.discount", [0.9, [0.9]]),
     ("refinement.patience", 3.0),
     ("refinement.patience", None),
@@ -360,7 +360,7 @@ def test_values_that_do_not_go_together(tiny, changes, message):
     [
         ({"refinement.stride": 21}, "stride = 21 is more than the 20 steps"),
         ({"refinement.stride": 20}, "batch_size = 20 is more than the 6 pairs"),
-        ({"refinement.num_heldout": 8}, "num_heldout = 8 leaves none of the 8 episodes"),
+        ({"refinement.num_validation_episodes": 8}, "num_heldout = 8 leaves none of the 8 episodes"),
         ({"refinement.batch_size": 121}, "batch_size = 121 is more than the 120 pairs"),
     ],
 )

@@ -138,10 +138,10 @@ def test_what_blows_up_ends_its_episode_and_touches_no_other(capfd, tmp_path, mo
     well, _ = step(start, actions)
     exploding = start.state.data.qvel.at[2].set(1e9)
     data = start.state.data.replace(qvel=exploding)
-    sick, outcome = step(type(start)(start.state.replace(data=data), start.elapsed, start.over), actions)
-    sick, outcome = step(sick, actions)
+    sick, result = step(type(start)(start.state.replace(data=data), start.step_count, start.done), actions)
+    sick, result = step(sick, actions)
     well, _ = step(well, actions)
-    assert outcome.terminated.tolist() == [False, False, True, False]
+    assert result.terminated.tolist() == [False, False, True, False]
     assert np.isnan(sick.observation[2]).all()
     others = np.array([0, 1, 3])
     assert_same(*(jax.tree.map(lambda leaf: leaf[others], episode) for episode in (sick, well)))

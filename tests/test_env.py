@@ -13,7 +13,7 @@ import pytest
 
 import gorl
 from gorl._env import load_environment
-from gorl._rollout import Workers, rollout
+from gorl._rollout import RolloutState, rollout
 
 PLAYGROUND = sorted(name for name in gorl.environments() if not name.startswith("brax/") and name != "MultiGoal")
 BRAX = sorted(name for name in gorl.environments() if name.startswith("brax/"))
@@ -82,11 +82,11 @@ def assert_same_steps(config, env, num_steps=3):
     actions = jax.random.uniform(key, (num_steps, episodes.action_size), minval=-1, maxval=1)
     episode = episodes.start(key)
     for action in actions:
-        episode, outcome, state = both(episode, action)
+        episode, result, state = both(episode, action)
         np.testing.assert_allclose(episode.observation, state.obs, rtol=1e-4, atol=1e-4)
-        np.testing.assert_allclose(outcome.reward, state.reward, rtol=1e-4, atol=1e-5)
-        assert bool(outcome.terminated) == bool(state.done)
-    assert episode.elapsed == num_steps
+        np.testing.assert_allclose(result.reward, state.reward, rtol=1e-4, atol=1e-5)
+        assert bool(result.terminated) == bool(state.done)
+    assert episode.step_count == num_steps
 
 
 def test_a_playground_task_steps_as_by_itself():
@@ -148,8 +148,8 @@ def test_multigoal_best_return_is_a_little_over_forty():
 def play(episodes, num_steps):
     episode, outcomes = episodes.start(jax.random.key(0)), []
     for _ in range(num_steps):
-        episode, outcome = episodes.step(episode, jnp.zeros(episodes.action_size))
-        outcomes.append(outcome)
+        episode, result = episodes.step(episode, jnp.zeros(episodes.action_size))
+        outcomes.append(result)
     return episode, jax.tree.map(lambda *leaves: np.stack(leaves), *outcomes)
 
 
@@ -157,14 +157,14 @@ def test_the_time_limit_truncates_and_does_not_terminate(counting):
     episode, outcomes = play(load_environment(gorl.EnvConfig(counting(episode_length=4))), 4)
     assert outcomes.truncated.tolist() == [False, False, False, True]
     assert not outcomes.terminated.any()
-    assert bool(episode.over)
+    assert bool(episode.done)
 
 
 def test_a_terminal_state_terminates_and_does_not_truncate(counting):
     episode, outcomes = play(load_environment(gorl.EnvConfig(counting(terminates_at=3))), 3)
     assert outcomes.terminated.tolist() == [False, False, True]
     assert not outcomes.truncated.any()
-    assert bool(episode.over)
+    assert bool(episode.done)
 
 
 def test_a_terminal_state_in_the_last_step_is_a_termination_only(counting):
@@ -185,7 +185,7 @@ def test_action_repeat_sums_rewards_and_counts_every_control_step(counting):
     episode, outcomes = play(load_environment(gorl.EnvConfig(counting(episode_length=6), action_repeat=3)), 2)
     assert outcomes.reward.tolist() == [1 + 2 + 3, 4 + 5 + 6]
     assert outcomes.truncated.tolist() == [False, True]
-    assert episode.elapsed == 6
+    assert episode.step_count == 6
 
 
 def test_action_repeat_that_does_not_divide_the_episode_ends_it_late_rather_than_early(counting):
@@ -247,7 +247,9 @@ def test_a_simulation_that_blows_up_ends_with_a_finite_reward(counting):
 
 def test_a_simulation_that_blows_up_does_not_reach_the_learner(counting, make_policy):
     episodes = load_environment(gorl.EnvConfig(BlowsUp(counting())))
-    _, experience = rollout(episodes, make_policy(2, 1, plain=True), Workers.idle(episodes, 4), 3, 4, jax.random.key(0))
+    _, experience = rollout(
+        episodes, make_policy(2, 1, plain=True), RolloutState.empty(episodes, 4), 3, 4, jax.random.key(0)
+    )
     assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(experience))
 
 
@@ -257,7 +259,7 @@ def test_a_simulation_that_blows_up_does_not_reach_the_learner(counting, make_po
 def test_a_restart_draws_a_fresh_start_state_every_time(counting, make_policy):
     # The public GoRL code returns to the first start state of each slot for ever.
     episodes, policy = load_environment(gorl.EnvConfig(counting(episode_length=6))), make_policy(2, 1, plain=True)
-    _, experience = rollout(episodes, policy, Workers.idle(episodes, 2), 60, 4, jax.random.key(0))
+    _, experience = rollout(episodes, policy, RolloutState.empty(episodes, 2), 60, 4, jax.random.key(0))
     starts = experience.observation[experience.observation[..., 1] == 0][:, 0]
     assert len(starts) == 2 * 60 * 4 / 6
     assert len(np.unique(starts)) == len(starts)
@@ -265,8 +267,8 @@ def test_a_restart_draws_a_fresh_start_state_every_time(counting, make_policy):
 
 def test_an_episode_runs_on_into_the_next_rollout(counting, make_policy):
     episodes, policy = load_environment(gorl.EnvConfig(counting(episode_length=7))), make_policy(2, 1, plain=True)
-    workers, first = rollout(episodes, policy, Workers.idle(episodes, 3), 1, 5, jax.random.key(0))
-    _, second = rollout(episodes, policy, workers, 1, 5, jax.random.key(1))
+    rollout_state, first = rollout(episodes, policy, RolloutState.empty(episodes, 3), 1, 5, jax.random.key(0))
+    _, second = rollout(episodes, policy, rollout_state, 1, 5, jax.random.key(1))
     counts = np.concatenate([first.observation[:, 0, 1], second.observation[:, 0, 1]])
     assert counts.tolist() == [0, 1, 2, 3, 4, 5, 6, 0, 1, 2]
     np.testing.assert_array_equal(second.observation[0], first.next_observation[-1])
@@ -290,7 +292,7 @@ def test_termination_restarts_one_environment_and_leaves_the_others_alone(counti
 
     episodes = load_environment(gorl.EnvConfig(Sooner()))
     _, experience = rollout(
-        episodes, make_policy(2, 1, plain=True), Workers.idle(episodes, 32), 1, 3, jax.random.key(0)
+        episodes, make_policy(2, 1, plain=True), RolloutState.empty(episodes, 32), 1, 3, jax.random.key(0)
     )
     ends_soon = np.asarray(experience.observation[0, :, 0] < 0.5)
     assert 0 < ends_soon.sum() < 32
@@ -300,7 +302,7 @@ def test_termination_restarts_one_environment_and_leaves_the_others_alone(counti
 
 def test_recorded_observations_are_those_that_were_acted_on(make_policy):
     episodes, policy = load_environment(gorl.EnvConfig("MultiGoal", episode_length=7)), make_policy(2, 2)
-    _, experience = rollout(episodes, policy, Workers.idle(episodes, 4), 2, 5, jax.random.key(0))
+    _, experience = rollout(episodes, policy, RolloutState.empty(episodes, 4), 2, 5, jax.random.key(0))
 
     def act(observation, latent):
         mean, std = policy.encoder.distribution(observation)
@@ -315,7 +317,9 @@ def test_recorded_observations_are_those_that_were_acted_on(make_policy):
 def test_the_environment_receives_the_tanh_of_the_recorded_action(make_policy):
     env = gorl.MultiGoal()
     episodes = load_environment(gorl.EnvConfig("MultiGoal"))
-    _, experience = rollout(episodes, make_policy(2, 2, plain=True), Workers.idle(episodes, 4), 1, 6, jax.random.key(0))
+    _, experience = rollout(
+        episodes, make_policy(2, 2, plain=True), RolloutState.empty(episodes, 4), 1, 6, jax.random.key(0)
+    )
     # MultiGoal's state is its observation, so that a step can be done again from what was recorded.
     blank = jax.tree.map(jnp.zeros_like, env.reset(jax.random.key(0)))
 
@@ -330,7 +334,9 @@ def test_the_environment_receives_the_tanh_of_the_recorded_action(make_policy):
 
 def test_training_length_cuts_training_episodes(counting, make_policy):
     episodes = load_environment(gorl.EnvConfig(counting(), training_length=3)).in_training
-    _, experience = rollout(episodes, make_policy(2, 1, plain=True), Workers.idle(episodes, 2), 1, 6, jax.random.key(0))
+    _, experience = rollout(
+        episodes, make_policy(2, 1, plain=True), RolloutState.empty(episodes, 2), 1, 6, jax.random.key(0)
+    )
     assert experience.truncated[:, 0].tolist() == [False, False, True] * 2
     assert not experience.terminated.any()
 
@@ -395,7 +401,9 @@ def _bool(value):
 def test_careless_types_are_matched(counting, make_policy, start, after):
     env = Careless(counting(terminates_at=3), start, after)
     episodes = load_environment(gorl.EnvConfig(env))
-    _, experience = rollout(episodes, make_policy(2, 1, plain=True), Workers.idle(episodes, 2), 1, 6, jax.random.key(0))
+    _, experience = rollout(
+        episodes, make_policy(2, 1, plain=True), RolloutState.empty(episodes, 2), 1, 6, jax.random.key(0)
+    )
     assert experience.reward[:, 0].tolist() == [1, 2, 3] * 2
     assert experience.terminated[:, 0].tolist() == [False, False, True] * 2
     assert experience.reward.dtype == jnp.float32
@@ -447,8 +455,8 @@ def test_a_state_has_the_wider_type_of_reset_and_step_in_every_field():
     state, episode = env.reset(jax.random.key(0)), episodes.start(jax.random.key(0))
     for _ in range(4):
         state = env.step(state, jnp.ones(2))
-        episode, outcome = episodes.step(episode, jnp.ones(2))
-        assert outcome.reward == state.reward
+        episode, result = episodes.step(episode, jnp.ones(2))
+        assert result.reward == state.reward
     for name in ("obs", "reward", "done", "steps", "was_pushed"):
         np.testing.assert_array_equal(getattr(episode.state, name), getattr(state, name))
     assert episode.state.steps == 2.0

@@ -12,7 +12,7 @@ KEY = jax.random.key(3)
 
 def states(config, start):
     """Every state of a run, by how many chunks are done."""
-    return {int(np.max(state.position)): state for _, state in gorl.iterate(config, start)}
+    return {int(np.max(state.index)): state for _, state in gorl.iterate(config, start)}
 
 
 def without_decoder(tiny):
@@ -41,8 +41,7 @@ def test_stages_like_the_last_are_added(tiny, total, stages):
 def test_without_a_decoder_the_stage_gets_longer_and_is_evaluated_where_it_ended(tiny):
     longer = gorl.lengthen(gorl.lengthen(without_decoder(tiny), 1_280), 1_600)
     assert longer.stage_steps == (1_600,)
-    chunks = gorl.schedule(longer)
-    evaluated = chunks.iterations[(chunks.phase == gorl.Phase.EVALUATE) & ~chunks.is_final]
+    evaluated = gorl.make_schedule(longer).curve.iterations
     assert evaluated.tolist() == [0, 2, 4, 5, 6, 8, 10]
     assert gorl.Config.from_json(longer.to_json()) == longer
 
@@ -62,7 +61,7 @@ def test_a_finished_run_goes_on_bit_for_bit_like_one_that_began_longer(tiny, mak
     longer = gorl.lengthen(config, sum(config.stage_steps) + 800)
     shorter, unbroken = states(config, KEY), states(longer, KEY)
     begin = gorl.extend(config, shorter[max(shorter)], longer)
-    assert int(begin.position) == max(shorter) - 1  # but for the evaluation of the kept policy
+    assert int(begin.index) == max(shorter) - 1  # but for the evaluation of the kept policy
     assert_same(begin, unbroken[max(shorter) - 1])
     extended = states(longer, begin)
     assert extended.keys() == set(range(max(shorter), max(unbroken) + 1))
@@ -74,7 +73,7 @@ def test_a_finished_run_goes_on_bit_for_bit_like_one_that_began_longer(tiny, mak
 
 
 def test_what_has_annealed_stays_and_the_rest_anneals_towards_the_new_end(tiny, assert_same):
-    config = gorl.replace(tiny, {"learner.annealing": 0.9})
+    config = gorl.replace(tiny, {"learner.learning_rate_decay": 0.9})
     longer = gorl.lengthen(config, 2_400)
     shorter = states(config, KEY)
     last = shorter[max(shorter)]
@@ -92,7 +91,7 @@ def test_what_has_annealed_stays_and_the_rest_anneals_towards_the_new_end(tiny, 
         {"stage_steps": (800,)},
         {"stage_steps": (800, 960)},
         {"stage_steps": (640, 800, 800)},
-        {"stage_steps": (800, 800, 800), "learner.clip": 0.5},
+        {"stage_steps": (800, 800, 800), "learner.clip_epsilon": 0.5},
         {"stage_steps": (800, 800, 800), "evaluation_interval": 160},
         {"stage_steps": (800, 800, 800), "extra_evaluations": (480,)},
     ],

@@ -22,8 +22,8 @@ def small(kind, **changes):
 
 def used_memory(learner):
     """A memory that differs from a fresh one everywhere: in its networks, its statistics and its optimiser state."""
-    memory = learner.init(OBSERVATION_SIZE, LATENT_SIZE, jax.random.key(0))
-    return jax.tree.map(lambda leaf: leaf + 1 if eqx.is_inexact_array(leaf) else leaf, memory)
+    learner_state = learner.init(OBSERVATION_SIZE, LATENT_SIZE, jax.random.key(0))
+    return jax.tree.map(lambda leaf: leaf + 1 if eqx.is_inexact_array(leaf) else leaf, learner_state)
 
 
 def fresh_and_restarted(learner):
@@ -41,8 +41,8 @@ def forget_statistics(encoder):
 
 @pytest.mark.parametrize("asymmetric", [False, True])
 @pytest.mark.parametrize("num_ratios", [1, 4])
-@pytest.mark.parametrize("clip", [0.05, 0.2])
-def test_the_clipped_objective_against_numpy(num_ratios, clip, asymmetric):
+@pytest.mark.parametrize("clip_epsilon", [0.05, 0.2])
+def test_the_clipped_objective_against_numpy(num_ratios, clip_epsilon, asymmetric):
     rng = np.random.default_rng(0)
     log_ratio, advantage = rng.normal(0, 0.5, (64, num_ratios)), rng.normal(size=64)
     total = 0.0
@@ -50,14 +50,16 @@ def test_the_clipped_objective_against_numpy(num_ratios, clip, asymmetric):
         for j in range(num_ratios):
             ratio = np.exp(log_ratio[i, j])
             if asymmetric and advantage[i] < 0:
-                surrogate = ratio * advantage[i] - abs(advantage[i]) / (2 * clip) * (ratio - 1) ** 2
+                surrogate = ratio * advantage[i] - abs(advantage[i]) / (2 * clip_epsilon) * (ratio - 1) ** 2
             else:
-                surrogate = min(ratio * advantage[i], min(max(ratio, 1 - clip), 1 + clip) * advantage[i])
+                surrogate = min(
+                    ratio * advantage[i], min(max(ratio, 1 - clip_epsilon), 1 + clip_epsilon) * advantage[i]
+                )
             total += surrogate
     objective = clipped_objective(
         jnp.asarray(log_ratio, jnp.float32),
         jnp.asarray(advantage, jnp.float32),
-        clip,
+        clip_epsilon,
         asymmetric=asymmetric,
     )
     np.testing.assert_allclose(objective, total / (64 * num_ratios), rtol=1e-4)
@@ -102,10 +104,10 @@ def test_equal_advantages_standardise_to_zero():
     np.testing.assert_array_equal(standardise(jnp.full(8, 3.0)), np.zeros(8))
 
 
-def first_experience(memory):
+def first_experience(learner_state):
     """Steps of the encoder itself, at observations that move its statistics far."""
     observation = 5 + 3 * jax.random.normal(jax.random.key(1), (6, 4, OBSERVATION_SIZE))
-    sample = jax.vmap(jax.vmap(memory.encoder.sample))
+    sample = jax.vmap(jax.vmap(learner_state.encoder.sample))
     latent, extras = sample(observation, jax.random.split(jax.random.key(2), (6, 4)))
     never = jnp.zeros((6, 4), bool)
     reward = observation[..., 0]
@@ -116,30 +118,32 @@ def first_experience(memory):
 def test_the_ratios_of_the_first_gradient_step_are_one(kind):
     # Had the statistics been renewed before, every ratio would be off.
     learner = gorl.replace(small(kind), {"num_epochs": 1, "num_minibatches": 1})
-    memory = learner.init(OBSERVATION_SIZE, LATENT_SIZE, jax.random.key(0))
-    experience = first_experience(memory)
-    updated, metrics = learner.update(memory, experience, jax.random.key(3))
+    learner_state = learner.init(OBSERVATION_SIZE, LATENT_SIZE, jax.random.key(0))
+    experience = first_experience(learner_state)
+    updated, metrics = learner.update(learner_state, experience, jax.random.key(3))
     assert abs(metrics["approximate_kl"]) < 1e-6
     assert metrics["clip_fraction"] == 0
     assert np.linalg.norm(updated.encoder.statistics.mean - 5) < 3
 
 
-@pytest.mark.parametrize(("annealing", "progress", "share"), [(0.0, 0.7, 1.0), (0.8, 0.5, 0.6), (1.0, 1.0, 0.0)])
-def test_the_learning_rate_falls_with_the_run(annealing, progress, share):
+@pytest.mark.parametrize(
+    ("learning_rate_decay", "progress", "share"), [(0.0, 0.7, 1.0), (0.8, 0.5, 0.6), (1.0, 1.0, 0.0)]
+)
+def test_the_learning_rate_falls_with_the_run(learning_rate_decay, progress, share):
     # Adam's steps are proportional to its learning rate.
     learner = gorl.replace(small(PPO), {"num_epochs": 1, "num_minibatches": 1})
-    memory = learner.init(OBSERVATION_SIZE, LATENT_SIZE, jax.random.key(0))
-    experience = first_experience(memory)
+    learner_state = learner.init(OBSERVATION_SIZE, LATENT_SIZE, jax.random.key(0))
+    experience = first_experience(learner_state)
 
-    def moved(annealing, progress):
-        annealed = gorl.replace(learner, {"annealing": annealing})
-        after, _ = annealed.update(memory, experience, jax.random.key(3), progress)
-        new, old = (ravel_pytree(split_trainable((m.encoder, m.value))[0])[0] for m in (after, memory))
+    def moved(learning_rate_decay, progress):
+        annealed = gorl.replace(learner, {"learning_rate_decay": learning_rate_decay})
+        after, _ = annealed.update(learner_state, experience, jax.random.key(3), progress)
+        new, old = (ravel_pytree(split_trainable((m.encoder, m.value))[0])[0] for m in (after, learner_state))
         return new - old
 
     constant = moved(0.0, 0.0)
     assert jnp.any(constant != 0)
-    np.testing.assert_allclose(moved(annealing, progress), share * constant, rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(moved(learning_rate_decay, progress), share * constant, rtol=1e-3, atol=1e-6)
 
 
 # --- What outlives a stage. ---
@@ -186,9 +190,11 @@ def test_both_networks_can_be_kept_but_not_the_optimiser_state(kind, assert_same
 @pytest.mark.parametrize("part", ["encoder", "value", "optimiser_state"])
 def test_a_stage_that_diverged_leaves_nothing_to_keep(part, assert_same):
     learner, key = small(PPO, keep_encoder=True, keep_value=True), jax.random.key(1)
-    memory = used_memory(learner)
-    broken = jax.tree.map(lambda leaf: leaf * jnp.nan if eqx.is_inexact_array(leaf) else leaf, getattr(memory, part))
-    diverged = eqx.tree_at(lambda m: getattr(m, part), memory, broken)
+    learner_state = used_memory(learner)
+    broken = jax.tree.map(
+        lambda leaf: leaf * jnp.nan if eqx.is_inexact_array(leaf) else leaf, getattr(learner_state, part)
+    )
+    diverged = eqx.tree_at(lambda m: getattr(m, part), learner_state, broken)
     restarted = learner.restart(diverged, OBSERVATION_SIZE, LATENT_SIZE, key)
     assert_same(restarted, learner.init(OBSERVATION_SIZE, LATENT_SIZE, key))
 
@@ -248,14 +254,14 @@ def test_the_identity_with_more_than_one_stage_is_refused(kind):
     ("kind", "name", "value"),
     [
         (FPO, "num_steps", 0),
-        (FPO, "num_draws", 0),
+        (FPO, "num_noise_samples", 0),
         (FPO, "num_frequencies", 0),
         (DPPO, "num_steps", 0),
         (DPPO, "num_frequencies", 0),
         (DPPO, "step_std", 0.0),
         (DPPO, "step_std", float("nan")),
-        (PPO, "clip", 0.0),
-        (PPO, "entropy_cost", -1.0),
+        (PPO, "clip_epsilon", 0.0),
+        (PPO, "entropy_coefficient", -1.0),
     ],
 )
 def test_a_value_out_of_range_is_refused_by_name(kind, name, value):

@@ -94,7 +94,7 @@ def test_the_remembered_log_densities_are_those_of_scipy(steps):
 def test_the_ratio_is_one_at_the_parameters_that_collected_the_experience(steps):
     encoder, *batch = steps
     dppo = small_dppo()
-    log_ratio = compiled(eqx.filter_vmap(lambda *step: dppo.assess(encoder, *step).log_ratio))(*batch)
+    log_ratio = compiled(eqx.filter_vmap(lambda *step: dppo.policy_terms(encoder, *step).log_ratio))(*batch)
     assert log_ratio.shape == (2000, NUM_STEPS)
     np.testing.assert_allclose(log_ratio, 0, atol=3e-5)  # of numbers of order ten
 
@@ -105,10 +105,10 @@ def test_there_is_one_ratio_per_step(steps):
     new = NumpyChain(encoder).moved(0.3, direction).log_densities(observation, chain.points)
     expected = new - np.asarray(chain.log_density)
     assert np.abs(expected).max() > 0.03
-    found = small_dppo().assess(elsewhere, observation, action, chain)
+    found = small_dppo().policy_terms(elsewhere, observation, action, chain)
     np.testing.assert_allclose(found.log_ratio, expected, rtol=1e-3, atol=1e-4)
     assert found.cost == 0
-    assert set(found.metrics) == set(small_dppo().assessment_names())
+    assert set(found.metrics) == set(small_dppo().policy_metric_names())
 
 
 def test_the_gradient_of_the_ratios_against_finite_differences_in_float64(steps):
@@ -119,7 +119,7 @@ def test_the_gradient_of_the_ratios_against_finite_differences_in_float64(steps)
     @compiled
     @jax.grad
     def gradient(trainable):
-        log_ratio = small_dppo().assess(eqx.combine(trainable, rest), observation, action, chain).log_ratio
+        log_ratio = small_dppo().policy_terms(eqx.combine(trainable, rest), observation, action, chain).log_ratio
         return jnp.asarray(weights, jnp.float32) @ log_ratio
 
     found = jax.tree.leaves(gradient(trainable))
@@ -142,10 +142,10 @@ def test_updates_move_actions_to_where_the_reward_is_and_leave_the_noise_of_a_st
     )
     target = jnp.array([0.5, -1.0, 0.0])
 
-    def iterate(memory, key):
+    def iterate(learner_state, key):
         observation_key, action_key, update_key = jax.random.split(key, 3)
         observation = jax.random.normal(observation_key, (1, 256, OBSERVATION_SIZE))
-        sample = jax.vmap(jax.vmap(memory.encoder.sample))
+        sample = jax.vmap(jax.vmap(learner_state.encoder.sample))
         action, chain = sample(observation, jax.random.split(action_key, (1, 256)))
         reward = -jnp.sum((action - target) ** 2, axis=-1)
         experience = Experience(
@@ -158,13 +158,13 @@ def test_updates_move_actions_to_where_the_reward_is_and_leave_the_noise_of_a_st
             truncated=jnp.zeros((1, 256), bool),
             next_observation=observation,
         )
-        memory, metrics = dppo.update(memory, experience, update_key)
-        return memory, (jnp.mean(reward), metrics)
+        learner_state, metrics = dppo.update(learner_state, experience, update_key)
+        return learner_state, (jnp.mean(reward), metrics)
 
     @compiled
     def run(key):
-        memory = dppo.init(OBSERVATION_SIZE, ACTION_SIZE, key)
-        return memory, *jax.lax.scan(iterate, memory, jax.random.split(key, 60))
+        learner_state = dppo.init(OBSERVATION_SIZE, ACTION_SIZE, key)
+        return learner_state, *jax.lax.scan(iterate, learner_state, jax.random.split(key, 60))
 
     before, after, (rewards, metrics) = run(jax.random.key(0))
     assert set(metrics) == set(dppo.metric_names())

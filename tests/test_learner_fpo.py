@@ -12,7 +12,14 @@ from gorl._trainable import split_trainable
 
 
 def small_fpo(**changes):
-    sizes = {"policy_width": 16, "policy_depth": 2, "value_width": 16, "value_depth": 1, "num_draws": 5, "num_steps": 4}
+    sizes = {
+        "policy_width": 16,
+        "policy_depth": 2,
+        "value_width": 16,
+        "value_depth": 1,
+        "num_noise_samples": 5,
+        "num_steps": 4,
+    }
     return FPO(**{"num_envs": 16, "unroll_length": 4, "num_unrolls": 1, "num_minibatches": 2, **sizes, **changes})
 
 
@@ -54,7 +61,7 @@ def draws_at_many_observations():
 
 def log_ratio(fpo, encoder, step):
     _, observation, action, draws = step
-    return fpo.assess(encoder, observation, action, draws).log_ratio
+    return fpo.policy_terms(encoder, observation, action, draws).log_ratio
 
 
 # --- Drawing an action. ---
@@ -117,8 +124,8 @@ def test_the_remembered_losses_are_those_of_the_draws(step):
 @pytest.mark.parametrize("average_losses", [False, True])
 def test_the_ratio_is_one_at_the_parameters_that_collected_the_experience(draws_at_many_observations, average_losses):
     fpo = small_fpo(average_losses=average_losses)
-    assess = compiled(eqx.filter_vmap(lambda *step: fpo.assess(draws_at_many_observations[0], *step)))
-    log_ratio = assess(*draws_at_many_observations[1:]).log_ratio
+    policy_terms = compiled(eqx.filter_vmap(lambda *step: fpo.policy_terms(draws_at_many_observations[0], *step)))
+    log_ratio = policy_terms(*draws_at_many_observations[1:]).log_ratio
     loss = draws_at_many_observations[-1].loss
     assert log_ratio.shape == (2000, 1 if average_losses else 5)
     assert (jnp.abs(log_ratio) <= 1e-6 * jnp.maximum(1, loss.max(axis=-1, keepdims=True))).all()
@@ -149,10 +156,10 @@ def test_differences_of_losses_are_clipped_at_three(step):
     encoder, observation, action, draws = step
     shifts = jnp.array([-10.0, -3.1, 0.5, 2.9, 10.0])
     shifted = FlowDraws(draws.noise, draws.time, draws.loss + shifts)
-    found = small_fpo().assess(encoder, observation, action, shifted).log_ratio
+    found = small_fpo().policy_terms(encoder, observation, action, shifted).log_ratio
     np.testing.assert_allclose(found, [-3, -3, 0.5, 2.9, 3], atol=1e-5)
     # Averaging comes first: the mean of the shifts is 0.06, that of the clipped ones is 0.08.
-    averaged = small_fpo(average_losses=True).assess(encoder, observation, action, shifted).log_ratio
+    averaged = small_fpo(average_losses=True).policy_terms(encoder, observation, action, shifted).log_ratio
     np.testing.assert_allclose(averaged, [0.06], atol=1e-5)
 
 
@@ -185,8 +192,8 @@ def test_the_gradient_of_the_ratios_against_finite_differences_in_float64(step, 
 def test_the_loss_is_reported(step):
     encoder, observation, action, draws = step
     fpo = small_fpo()
-    metrics = fpo.assess(encoder, observation, action, draws).metrics
-    assert set(metrics) == set(fpo.assessment_names())
+    metrics = fpo.policy_terms(encoder, observation, action, draws).metrics
+    assert set(metrics) == set(fpo.policy_metric_names())
     np.testing.assert_allclose(metrics["flow_loss"], np.mean(draws.loss), rtol=1e-5)
 
 
@@ -199,10 +206,10 @@ def test_updates_move_actions_to_where_the_reward_is(changes):
     fpo = small_fpo(num_envs=256, unroll_length=1, num_epochs=4, num_minibatches=4, reward_scale=1.0, **changes)
     target = jnp.array([0.5, -1.0, 0.0])
 
-    def iterate(memory, key):
+    def iterate(learner_state, key):
         observation_key, action_key, update_key = jax.random.split(key, 3)
         observation = jax.random.normal(observation_key, (1, 256, OBSERVATION_SIZE))
-        sample = jax.vmap(jax.vmap(memory.encoder.sample))
+        sample = jax.vmap(jax.vmap(learner_state.encoder.sample))
         action, draws = sample(observation, jax.random.split(action_key, (1, 256)))
         reward = -jnp.sum((action - target) ** 2, axis=-1)
         experience = Experience(
@@ -215,13 +222,13 @@ def test_updates_move_actions_to_where_the_reward_is(changes):
             truncated=jnp.zeros((1, 256), bool),
             next_observation=observation,
         )
-        memory, metrics = fpo.update(memory, experience, update_key)
-        return memory, (jnp.mean(reward), metrics)
+        learner_state, metrics = fpo.update(learner_state, experience, update_key)
+        return learner_state, (jnp.mean(reward), metrics)
 
     @compiled
     def run(key):
-        memory = fpo.init(OBSERVATION_SIZE, ACTION_SIZE, key)
-        return jax.lax.scan(iterate, memory, jax.random.split(key, 100))[1]
+        learner_state = fpo.init(OBSERVATION_SIZE, ACTION_SIZE, key)
+        return jax.lax.scan(iterate, learner_state, jax.random.split(key, 100))[1]
 
     rewards, metrics = run(jax.random.key(0))
     assert set(metrics) == set(fpo.metric_names())

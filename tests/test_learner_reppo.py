@@ -25,18 +25,20 @@ def small_reppo(**changes):
 
 def shaken_memory(reppo, shaken):
     """A memory whose networks say something about what they see."""
-    memory = reppo.init(OBSERVATION_SIZE, LATENT_SIZE, jax.random.key(0))
-    statistics = memory.encoder.statistics.update(1 + 2 * jax.random.normal(jax.random.key(1), (50, OBSERVATION_SIZE)))
-    networks = (shaken(memory.encoder.network), shaken(memory.critic))
-    memory = eqx.tree_at(lambda m: (m.encoder.network, m.critic), memory, networks)
-    return eqx.tree_at(lambda m: m.encoder.statistics, memory, statistics)
+    learner_state = reppo.init(OBSERVATION_SIZE, LATENT_SIZE, jax.random.key(0))
+    statistics = learner_state.encoder.statistics.update(
+        1 + 2 * jax.random.normal(jax.random.key(1), (50, OBSERVATION_SIZE))
+    )
+    networks = (shaken(learner_state.encoder.network), shaken(learner_state.critic))
+    learner_state = eqx.tree_at(lambda m: (m.encoder.network, m.critic), learner_state, networks)
+    return eqx.tree_at(lambda m: m.encoder.statistics, learner_state, statistics)
 
 
-def random_experience(memory, key):
+def random_experience(learner_state, key):
     keys = jax.random.split(key, 5)
     steps = (TIME, ENVS)
     observation = jax.random.normal(keys[0], (*steps, OBSERVATION_SIZE))
-    sample = jax.vmap(jax.vmap(memory.encoder.sample))
+    sample = jax.vmap(jax.vmap(learner_state.encoder.sample))
     latent, extras = sample(observation, jax.random.split(keys[1], steps))
     kind = jax.random.randint(keys[2], steps, 0, 4)
     return Experience(
@@ -82,11 +84,11 @@ def test_the_prior_is_normal_on_latents_and_uniform_on_actions():
 
 def test_a_fresh_critic_says_nought_and_a_fresh_encoder_is_the_prior():
     reppo = small_reppo()
-    memory = reppo.init(OBSERVATION_SIZE, LATENT_SIZE, jax.random.key(0))
+    learner_state = reppo.init(OBSERVATION_SIZE, LATENT_SIZE, jax.random.key(0))
     observation, latent = jax.random.normal(jax.random.key(1), (2, 40, OBSERVATION_SIZE))
-    values = reppo._values(memory.critic, memory.encoder.statistics, observation, latent[:, :LATENT_SIZE])
+    values = reppo._values(learner_state.critic, learner_state.encoder.statistics, observation, latent[:, :LATENT_SIZE])
     np.testing.assert_allclose(values, 0, atol=0.5)  # of bins that are 1.3 wide
-    mean, std = jax.vmap(memory.encoder.distribution)(observation)
+    mean, std = jax.vmap(learner_state.encoder.distribution)(observation)
     np.testing.assert_allclose(mean, 0, atol=1e-6)
     np.testing.assert_allclose(std, 1, rtol=1e-5)
 
@@ -94,9 +96,9 @@ def test_a_fresh_critic_says_nought_and_a_fresh_encoder_is_the_prior():
 @pytest.mark.parametrize("on_actions", [False, True])
 def test_what_is_to_be_learned_against_a_slow_loop(shaken, on_actions):
     reppo = small_reppo(discount=0.9, trace_decay=0.7, reward_scale=2.0, initial_temperature=0.3, on_actions=on_actions)
-    memory = shaken_memory(reppo, shaken)
-    experience = random_experience(memory, jax.random.key(2))
-    batch = reppo._batch(memory, experience, jax.random.key(3))
+    learner_state = shaken_memory(reppo, shaken)
+    experience = random_experience(learner_state, jax.random.key(2))
+    batch = reppo._batch(learner_state, experience, jax.random.key(3))
     assert experience.terminated.any()
     assert experience.truncated.any()
     # What it drew at the next observations is in the batch: their worth is had one by one.
@@ -105,8 +107,8 @@ def test_what_is_to_be_learned_against_a_slow_loop(shaken, on_actions):
     for t in range(TIME):
         for env in range(ENVS):
             seen, latent = experience.next_observation[t, env], jnp.asarray(next_latent[t, env])
-            mean, std = memory.encoder.distribution(seen)
-            value = reppo._values(memory.critic, memory.encoder.statistics, seen[None], latent[None])[0]
+            mean, std = learner_state.encoder.distribution(seen)
+            value = reppo._values(learner_state.critic, learner_state.encoder.statistics, seen[None], latent[None])[0]
             own = scipy.stats.norm.logpdf(latent, mean, std).sum()
             worth[t, env] = value - 0.3 * (own - log_prior(latent, on_actions=on_actions))
     expected = np.zeros((TIME, ENVS))
@@ -123,12 +125,12 @@ def test_what_is_to_be_learned_against_a_slow_loop(shaken, on_actions):
 @pytest.mark.parametrize("kl_mode", ["clipped", "full", "none"])
 def test_the_encoders_gradient_against_finite_differences(shaken, kl_mode):
     reppo = small_reppo(kl_mode=kl_mode, initial_temperature=0.2, initial_multiplier=0.5, kl_bound=0.09)
-    memory = shaken_memory(reppo, shaken)
-    old = eqx.tree_at(lambda e: e.network, memory.encoder, shaken(memory.encoder.network))
-    batch = reppo._batch(memory, random_experience(memory, jax.random.key(2)), jax.random.key(3))
+    learner_state = shaken_memory(reppo, shaken)
+    old = eqx.tree_at(lambda e: e.network, learner_state.encoder, shaken(learner_state.encoder.network))
+    batch = reppo._batch(learner_state, random_experience(learner_state, jax.random.key(2)), jax.random.key(3))
     noise_key = jax.random.key(4)
     noise = jax.random.normal(noise_key, batch.latent.shape)
-    trainable, rest = split_trainable(memory.encoder)
+    trainable, rest = split_trainable(learner_state.encoder)
     flat, unflatten = jax.flatten_util.ravel_pytree(trainable)
 
     @jax.jit
@@ -142,7 +144,9 @@ def test_the_encoders_gradient_against_finite_differences(shaken, kl_mode):
             latent = mean + std * noise
             own = jnp.sum(jax.scipy.stats.norm.logpdf(latent, mean, std))
             strays = own - jnp.sum(jax.scipy.stats.norm.logpdf(latent))
-            value = reppo._values(memory.critic, memory.encoder.statistics, observation[None], latent[None])[0]
+            value = reppo._values(
+                learner_state.critic, learner_state.encoder.statistics, observation[None], latent[None]
+            )[0]
             kl = jnp.sum(jnp.log(std / old_std) + (old_std**2 + (old_mean - mean) ** 2) / (2 * std**2) - 0.5)
             upwards = 0.2 * strays - value
             if kl_mode == "clipped":
@@ -160,10 +164,12 @@ def test_the_encoders_gradient_against_finite_differences(shaken, kl_mode):
     plain = Plain(**{name: getattr(reppo, name) for name in REPPO.__dataclass_fields__})
     plain = eqx.tree_at(lambda r: r.learning_rate, plain, jnp.asarray(1.0))
     # The encoder goes up the critic that was just updated, so that one has to stand still.
-    memory = plain._begin(memory.encoder, memory.critic)
+    learner_state = plain._initial_state(learner_state.encoder, learner_state.critic)
     temperature, multiplier = jnp.log(0.2), jnp.log(0.5)
-    memory = eqx.tree_at(lambda m: (m.log_temperature, m.log_multiplier), memory, (temperature, multiplier))
-    after, _ = eqx.filter_jit(still_critic(plain)._gradient_steps)(memory, old, batch, noise_key, 1.0)
+    learner_state = eqx.tree_at(
+        lambda m: (m.log_temperature, m.log_multiplier), learner_state, (temperature, multiplier)
+    )
+    after, _ = eqx.filter_jit(still_critic(plain)._gradient_steps)(learner_state, old, batch, noise_key, 1.0)
     moved, _ = jax.flatten_util.ravel_pytree(split_trainable(after.encoder)[0])
     gradient = np.asarray(flat - moved)
     kls = loss(flat)[1]
@@ -190,21 +196,23 @@ def still_critic(reppo):
 def bandit(reppo, num_iterations, reward_of, key=0):
     """Learns what to do at once, in episodes of one step, and gives the memory and the metrics of each iteration."""
 
-    def iterate(memory, key):
+    def iterate(learner_state, key):
         observation_key, latent_key, update_key = jax.random.split(key, 3)
         shape = (reppo.unroll_length, reppo.num_envs)
         observation = jax.random.normal(observation_key, (*shape, OBSERVATION_SIZE))
-        latent, extras = jax.vmap(jax.vmap(memory.encoder.sample))(observation, jax.random.split(latent_key, shape))
+        latent, extras = jax.vmap(jax.vmap(learner_state.encoder.sample))(
+            observation, jax.random.split(latent_key, shape)
+        )
         ended = jnp.ones(shape, bool)
         experience = Experience(
             observation, latent, extras, latent, reward_of(latent), ended, ~ended, jnp.full_like(observation, 1e3)
         )
-        return reppo.update(memory, experience, update_key)
+        return reppo.update(learner_state, experience, update_key)
 
     @eqx.filter_jit
     def run(key):
-        memory = reppo.init(OBSERVATION_SIZE, LATENT_SIZE, key)
-        return jax.lax.scan(iterate, memory, jax.random.split(key, num_iterations))
+        learner_state = reppo.init(OBSERVATION_SIZE, LATENT_SIZE, key)
+        return jax.lax.scan(iterate, learner_state, jax.random.split(key, num_iterations))
 
     return run(jax.random.key(key))
 
@@ -217,11 +225,13 @@ def test_both_multipliers_settle_where_what_they_weigh_meets_its_target():
         learning_rate=3e-3, dual_learning_rate=1e-2, lowest_value=-10.0, highest_value=10.0, policy_norm=False,
         value_width=32, policy_width=32,
     )  # fmt: skip
-    memory, metrics = bandit(reppo, 150, lambda latent: 2 - jnp.sum((latent - 0.5) ** 2, axis=-1))
+    learner_state, metrics = bandit(reppo, 150, lambda latent: 2 - jnp.sum((latent - 0.5) ** 2, axis=-1))
     divergence, kl = (np.mean(metrics[name][-30:]) for name in ("divergence", "kl"))
     np.testing.assert_allclose(divergence, 0.5 * LATENT_SIZE, rtol=0.15)
     assert kl < 0.05 * 1.5
-    mean, std = jax.vmap(memory.encoder.distribution)(jax.random.normal(jax.random.key(5), (50, OBSERVATION_SIZE)))
+    mean, std = jax.vmap(learner_state.encoder.distribution)(
+        jax.random.normal(jax.random.key(5), (50, OBSERVATION_SIZE))
+    )
     best_mean, best_std = best_gaussian(0.5, 0.5)
     # How far latents are from the point, in mean square: 1.25 of the prior.
     distance, least = np.mean((mean - 0.5) ** 2 + std**2), (best_mean - 0.5) ** 2 + best_std**2
@@ -251,21 +261,21 @@ def test_on_actions_it_finds_the_best_action():
         learning_rate=3e-3, lowest_value=-10.0, highest_value=10.0, value_width=32, policy_width=32,
     )  # fmt: skip
     target = jnp.array([0.4, -0.6])
-    memory, _ = bandit(reppo, 120, lambda latent: 1 - 4 * jnp.sum((jnp.tanh(latent) - target) ** 2, axis=-1))
+    learner_state, _ = bandit(reppo, 120, lambda latent: 1 - 4 * jnp.sum((jnp.tanh(latent) - target) ** 2, axis=-1))
     observations = jax.random.normal(jax.random.key(5), (50, OBSERVATION_SIZE))
-    for encoder in (reppo.encoder(memory), reppo.evaluated_encoder(memory)):
+    for encoder in (reppo.encoder(learner_state), reppo.evaluated_encoder(learner_state)):
         actions = jnp.tanh(jax.vmap(encoder.mode)(observations))
         assert np.mean(np.linalg.norm(actions - target, axis=-1)) < 0.15
 
 
 def test_the_averaged_encoder_is_a_running_average(shaken):
-    reppo = small_reppo(averaging=0.75)
-    memory = shaken_memory(reppo, shaken)
+    reppo = small_reppo(average_decay=0.75)
+    learner_state = shaken_memory(reppo, shaken)
     update = eqx.filter_jit(reppo.update)
-    after, metrics = update(memory, random_experience(memory, jax.random.key(2)), jax.random.key(3))
+    after, metrics = update(learner_state, random_experience(learner_state, jax.random.key(2)), jax.random.key(3))
     assert set(metrics) == set(reppo.metric_names())
     assert all(jnp.isfinite(figure) for figure in metrics.values())
-    networks = [m.network for m in (memory.averaged_encoder, after.encoder, after.averaged_encoder)]
+    networks = [m.network for m in (learner_state.averaged_encoder, after.encoder, after.averaged_encoder)]
     before, newest, averaged = ([leaf for leaf in jax.tree.leaves(network)] for network in networks)
     for parts in zip(before, newest, averaged, strict=True):
         np.testing.assert_allclose(0.75 * parts[0] + 0.25 * parts[1], parts[2], rtol=1e-5, atol=1e-6)
@@ -273,12 +283,12 @@ def test_the_averaged_encoder_is_a_running_average(shaken):
 
 
 def test_a_value_outside_the_bins_is_seen_in_the_metrics(shaken):
-    memory = shaken_memory(small_reppo(), shaken)
-    experience = random_experience(memory, jax.random.key(2))
+    learner_state = shaken_memory(small_reppo(), shaken)
+    experience = random_experience(learner_state, jax.random.key(2))
     shares = []
     for highest in (120.0, 0.01):
         reppo = small_reppo(lowest_value=-10.0, highest_value=highest)
-        _, metrics = eqx.filter_jit(reppo.update)(memory, experience, jax.random.key(3))
+        _, metrics = eqx.filter_jit(reppo.update)(learner_state, experience, jax.random.key(3))
         shares.append(float(metrics["out_of_range"]))
     assert shares[0] == 0 < shares[1]
 
@@ -286,14 +296,14 @@ def test_a_value_outside_the_bins_is_seen_in_the_metrics(shaken):
 @pytest.mark.parametrize(("keep_critic", "keep_features"), [(False, False), (True, True)])
 def test_what_crosses_a_stage(shaken, assert_same, keep_critic, keep_features):
     reppo = small_reppo(keep_critic=keep_critic, keep_features=keep_features)
-    memory = shaken_memory(reppo, shaken)
-    begun = reppo.restart(memory, OBSERVATION_SIZE, LATENT_SIZE, jax.random.key(9))
+    learner_state = shaken_memory(reppo, shaken)
+    begun = reppo.restart(learner_state, OBSERVATION_SIZE, LATENT_SIZE, jax.random.key(9))
     mean, std = begun.encoder.distribution(jnp.ones(OBSERVATION_SIZE))
     np.testing.assert_allclose((mean, std), ([0, 0], [1, 1]), atol=1e-5)
-    is_same = jax.tree.map(np.array_equal, begun.critic, memory.critic)
+    is_same = jax.tree.map(np.array_equal, begun.critic, learner_state.critic)
     assert all(jax.tree.leaves(is_same)) == keep_critic
     first = lambda m: m.encoder.network.layers[0].weight  # noqa: E731
-    assert np.array_equal(first(begun), first(memory)) == keep_features
+    assert np.array_equal(first(begun), first(learner_state)) == keep_features
     assert (begun.encoder.statistics.count > 0) == keep_critic
     assert_same(begun.log_temperature, jnp.log(0.01))
 
@@ -305,7 +315,7 @@ def test_what_crosses_a_stage(shaken, assert_same, keep_critic, keep_features):
         ({"kl_mode": "cliped"}, "'clipped'"),
         ({"discount": 1.0}, "give learner.lowest_value and"),
         ({"lowest_value": 3.0, "highest_value": 2.0}, "is not below learner.highest_value"),
-        ({"outlook_cost": 1.0}, "set learner.predicts_outlook"),
+        ({"auxiliary_loss_coefficient": 1.0}, "set learner.auxiliary_loss"),
     ],
 )
 def test_what_does_not_go_together_is_refused(changes, message):
@@ -314,7 +324,7 @@ def test_what_does_not_go_together_is_refused(changes, message):
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("num_bins", 1), ("kl_bound", 0.0), ("averaging", 1.5), ("target_divergence", 0.0)]
+    ("name", "value"), [("num_bins", 1), ("kl_bound", 0.0), ("average_decay", 1.5), ("target_divergence", 0.0)]
 )
 def test_what_is_out_of_range_is_refused(name, value):
     config = gorl.preset("MultiGoal", method="reppo")
@@ -324,16 +334,16 @@ def test_what_is_out_of_range_is_refused(name, value):
 
 
 def test_the_outlook_is_learned(shaken):
-    reppo = small_reppo(predicts_outlook=True, outlook_cost=1.0, learning_rate=3e-3, num_epochs=40)
-    memory = shaken_memory(reppo, shaken)
-    experience = random_experience(memory, jax.random.key(2))
-    batch = reppo._batch(memory, experience, jax.random.key(3))
+    reppo = small_reppo(auxiliary_loss=True, auxiliary_loss_coefficient=1.0, learning_rate=3e-3, num_epochs=40)
+    learner_state = shaken_memory(reppo, shaken)
+    experience = random_experience(learner_state, jax.random.key(2))
+    batch = reppo._batch(learner_state, experience, jax.random.key(3))
 
-    def error(memory):
-        statistics = memory.encoder.statistics
-        features = reppo._features(memory.critic, statistics, batch.observation, batch.latent)
-        return float(reppo._outlook_error(memory.critic, statistics, features, batch))
+    def error(learner_state):
+        statistics = learner_state.encoder.statistics
+        features = reppo._features(learner_state.critic, statistics, batch.observation, batch.latent)
+        return float(reppo._auxiliary_loss(learner_state.critic, statistics, features, batch))
 
-    after, _ = eqx.filter_jit(reppo.update)(memory, experience, jax.random.key(4))
-    after = eqx.tree_at(lambda m: m.encoder.statistics, after, memory.encoder.statistics)
-    assert error(after) < 0.7 * error(memory)
+    after, _ = eqx.filter_jit(reppo.update)(learner_state, experience, jax.random.key(4))
+    after = eqx.tree_at(lambda m: m.encoder.statistics, after, learner_state.encoder.statistics)
+    assert error(after) < 0.7 * error(learner_state)

@@ -29,15 +29,15 @@ def small_sac(**changes):
 def used_memory(key):
     """A memory with random weights, target critics that differ from the critics, and statistics."""
     init_key, noise_key, data_key = jax.random.split(key, 3)
-    memory = small_sac().init(OBSERVATION_SIZE, LATENT_SIZE, init_key)
-    networks = (memory.encoder.network, memory.critics, memory.target_critics)
+    learner_state = small_sac().init(OBSERVATION_SIZE, LATENT_SIZE, init_key)
+    networks = (learner_state.encoder.network, learner_state.critics, learner_state.target_critics)
     leaves, structure = jax.tree.flatten(networks)
     keys = jax.random.split(noise_key, len(leaves))
     noisy = [leaf + 0.3 * jax.random.normal(leaf_key, leaf.shape) for leaf, leaf_key in zip(leaves, keys, strict=True)]
-    statistics = memory.encoder.statistics.update(2 + 3 * jax.random.normal(data_key, (100, OBSERVATION_SIZE)))
+    statistics = learner_state.encoder.statistics.update(2 + 3 * jax.random.normal(data_key, (100, OBSERVATION_SIZE)))
     return eqx.tree_at(
         lambda m: (m.encoder.network, m.critics, m.target_critics, m.encoder.statistics),
-        memory,
+        learner_state,
         (*jax.tree.unflatten(structure, noisy), statistics),
     )
 
@@ -71,9 +71,9 @@ def sample(sac, buffer, keys):
     return jax.vmap(lambda key: sac._buffer().sample(buffer, key).experience)(keys)
 
 
-def in_buffer(memory):
+def in_buffer(learner_state):
     """What the replay buffer holds, as seen through many draws from it: transitions by their number."""
-    drawn = sample(small_sac(), memory.buffer, jax.random.split(jax.random.key(0), 100))
+    drawn = sample(small_sac(), learner_state.buffer, jax.random.split(jax.random.key(0), 100))
     drawn = jax.tree.map(lambda leaf: np.asarray(leaf).reshape(-1, *leaf.shape[2:]), drawn)
     _, first = np.unique(drawn.reward, return_index=True)
     return jax.tree.map(lambda leaf: leaf[first], drawn)
@@ -83,9 +83,9 @@ def some_experience(seed, first_id=0):
     return random_experience(jax.random.key(seed), jnp.asarray(float(first_id)))
 
 
-def remember(memory, experience):
+def remember(learner_state, experience):
     """The memory with a full iteration in its buffer, and nothing learned from it."""
-    return update(small_sac(learning_starts=1_000_000), memory, experience, jax.random.key(0))[0]
+    return update(small_sac(learning_starts=1_000_000), learner_state, experience, jax.random.key(0))[0]
 
 
 # --- The optimum of a problem that can be solved by hand. ---
@@ -116,13 +116,13 @@ def one_step_sac(**changes):
 
 
 @eqx.filter_jit
-def practise(sac, memory, num_iterations, key):
+def practise(sac, learner_state, num_iterations, key):
     """Lets SAC learn from steps that its own encoder takes."""
 
-    def iterate(memory, key):
+    def iterate(learner_state, key):
         observation_key, latent_key, update_key = jax.random.split(key, 3)
         observation = jax.random.normal(observation_key, (1, sac.num_envs, OBSERVATION_SIZE))
-        sample = jax.vmap(jax.vmap(memory.encoder.sample))
+        sample = jax.vmap(jax.vmap(learner_state.encoder.sample))
         latent, extras = sample(observation, jax.random.split(latent_key, (1, sac.num_envs)))
         ended = jnp.ones((1, sac.num_envs), bool)
         experience = Experience(
@@ -135,20 +135,20 @@ def practise(sac, memory, num_iterations, key):
             truncated=~ended,
             next_observation=jnp.full_like(observation, 1e6),  # after the end: must not matter
         )
-        return sac.update(memory, experience, update_key)
+        return sac.update(learner_state, experience, update_key)
 
-    return jax.lax.scan(iterate, memory, jax.random.split(key, num_iterations))
+    return jax.lax.scan(iterate, learner_state, jax.random.split(key, num_iterations))
 
 
 def learn(sac, num_iterations=200):
-    memory = eqx.filter_jit(sac.init)(OBSERVATION_SIZE, LATENT_SIZE, jax.random.key(0))
+    learner_state = eqx.filter_jit(sac.init)(OBSERVATION_SIZE, LATENT_SIZE, jax.random.key(0))
     # Fast at first, then slowly, so that the last noise averages out; the values share their compiled code.
     for learning_rate, seed in ((3e-3, 1), (3e-4, 2)):
         sac = gorl.replace(sac, {"learning_rate": jnp.asarray(learning_rate)})
-        memory, metrics = practise(sac, memory, num_iterations, jax.random.key(seed))
+        learner_state, metrics = practise(sac, learner_state, num_iterations, jax.random.key(seed))
     observations = jax.random.normal(jax.random.key(3), (500, OBSERVATION_SIZE))
-    mean, std = jax.vmap(memory.encoder.distribution)(observations)
-    return memory, metrics, observations, mean, std
+    mean, std = jax.vmap(learner_state.encoder.distribution)(observations)
+    return learner_state, metrics, observations, mean, std
 
 
 def test_the_encoder_becomes_the_prior_times_the_exponential_of_the_reward():
@@ -167,7 +167,7 @@ def gaussian_divergence(mean, variance):
 
 def test_the_divergence_settles_at_its_target_and_the_temperature_at_what_that_takes():
     target = 0.4
-    memory, metrics, observations, mean, std = learn(one_step_sac(target_divergence=target))
+    learner_state, metrics, observations, mean, std = learn(one_step_sac(target_divergence=target))
     divergence = gaussian_divergence(np.asarray(mean), np.asarray(std) ** 2).mean()
     np.testing.assert_allclose(divergence, target * LATENT_SIZE, rtol=0.1)
     np.testing.assert_allclose(np.mean(metrics["divergence"][-50:]), target * LATENT_SIZE, rtol=0.1)
@@ -176,7 +176,7 @@ def test_the_divergence_settles_at_its_target_and_the_temperature_at_what_that_t
         return gaussian_divergence(*best(observations, temperature)).mean() - target * LATENT_SIZE
 
     temperature = scipy.optimize.brentq(excess, 0.01, 100)
-    np.testing.assert_allclose(np.exp(memory.log_temperature), temperature, rtol=0.1)
+    np.testing.assert_allclose(np.exp(learner_state.log_temperature), temperature, rtol=0.1)
 
 
 # --- The divergence. ---
@@ -187,8 +187,8 @@ def test_the_average_divergence_of_draws_from_the_prior(on_actions):
     sac = small_sac(on_actions=on_actions)
     encoder = used_memory(jax.random.key(0)).encoder
     observation = jnp.array([1.0, 4.0])
-    num_draws = 100_000
-    observations = jnp.broadcast_to(observation, (num_draws, OBSERVATION_SIZE))
+    num_noise_samples = 100_000
+    observations = jnp.broadcast_to(observation, (num_noise_samples, OBSERVATION_SIZE))
     latent, divergence = compiled(lambda key: sac._draw(encoder, observations, key))(jax.random.key(1))
     mean, std = (np.asarray(part, np.float64) for part in encoder.distribution(observation))
     for dimension in range(LATENT_SIZE):
@@ -206,7 +206,7 @@ def test_the_average_divergence_of_draws_from_the_prior(on_actions):
     else:
         expected = gaussian_divergence(mean, std**2)
     assert expected > 0.05
-    standard_error = np.std(divergence) / np.sqrt(num_draws)
+    standard_error = np.std(divergence) / np.sqrt(num_noise_samples)
     np.testing.assert_allclose(np.mean(divergence), expected, atol=4 * standard_error)
 
 
@@ -239,30 +239,30 @@ def test_truncated_steps_bootstrap_and_terminated_ones_do_not(on_actions):
     assert experience.terminated.any()
     assert experience.truncated.any()
     assert (~experience.terminated & ~experience.truncated).any()
-    memory = remember(used_memory(jax.random.key(0)), experience)
-    memory = eqx.tree_at(lambda m: m.log_temperature, memory, jnp.log(0.3))
-    batch, key = in_buffer(memory), jax.random.key(3)
-    _, metrics = gradient_step(sac, memory, jax.tree.map(jnp.asarray, batch), key)
+    learner_state = remember(used_memory(jax.random.key(0)), experience)
+    learner_state = eqx.tree_at(lambda m: m.log_temperature, learner_state, jnp.log(0.3))
+    batch, key = in_buffer(learner_state), jax.random.key(3)
+    _, metrics = gradient_step(sac, learner_state, jax.tree.map(jnp.asarray, batch), key)
 
     def flat(leaf):
         return np.asarray(leaf).reshape(16, *leaf.shape[2:])
 
     def inputs(observation, latent):
-        statistics = memory.encoder.statistics
+        statistics = learner_state.encoder.statistics
         normalised = (observation - statistics.mean) / np.sqrt(statistics.variance)
         return np.concatenate([normalised, np.tanh(latent) if on_actions else latent], axis=-1)
 
     # Only the random numbers behind the next latents are taken from the code.
     noise = np.asarray(jax.random.normal(jax.random.split(key)[0], (16, LATENT_SIZE)), np.float64)
     after = flat(experience.next_observation)
-    mean, std = (np.asarray(part, np.float64) for part in jax.vmap(memory.encoder.distribution)(after))
+    mean, std = (np.asarray(part, np.float64) for part in jax.vmap(learner_state.encoder.distribution)(after))
     next_latent = mean + std * noise
     prior = -2 * np.log(np.cosh(next_latent)) - np.log(2) if on_actions else scipy.stats.norm.logpdf(next_latent)
     divergence = np.sum(scipy.stats.norm.logpdf(next_latent, mean, std) - prior, axis=-1)
-    next_values = numpy_values(memory.target_critics, inputs(after, next_latent)).min(axis=0)
+    next_values = numpy_values(learner_state.target_critics, inputs(after, next_latent)).min(axis=0)
     bootstrapped = np.where(flat(experience.terminated), 0, 0.9 * (next_values - 0.3 * divergence))
     targets = 2.0 * flat(experience.reward) + bootstrapped
-    values = numpy_values(memory.critics, inputs(flat(experience.observation), flat(experience.latent)))
+    values = numpy_values(learner_state.critics, inputs(flat(experience.observation), flat(experience.latent)))
     expected = np.mean(np.sum((values - targets) ** 2, axis=0))
     np.testing.assert_allclose(metrics["critic_loss"], expected, rtol=1e-4)
 
@@ -271,8 +271,8 @@ def test_truncated_steps_bootstrap_and_terminated_ones_do_not(on_actions):
 def test_the_value_of_a_state_that_pays_one_for_ever_or_once(truncated, expected):
     # With a discount of a half, 1 + ½ + ¼ + .. where the time limit ends every episode at once, 1 where the task does.
     # As every latent pays the same, the best encoder is the prior, and its divergence costs nothing.
-    sac = small_sac(discount=0.5, smoothing=0.1, learning_rate=3e-3, learn_temperature=False)
-    memory = used_memory(jax.random.key(1))
+    sac = small_sac(discount=0.5, tau=0.1, learning_rate=3e-3, learn_temperature=False)
+    learner_state = used_memory(jax.random.key(1))
     metrics = {}
     for seed in range(300):
         experience = some_experience(seed)
@@ -282,7 +282,7 @@ def test_the_value_of_a_state_that_pays_one_for_ever_or_once(truncated, expected
             experience,
             (jnp.ones_like(experience.reward), ended & (not truncated), ended & truncated, experience.observation),
         )
-        memory, metrics = update(sac, memory, experience, jax.random.key(seed))
+        learner_state, metrics = update(sac, learner_state, experience, jax.random.key(seed))
     np.testing.assert_allclose(metrics["value"], expected, atol=0.1)
     assert metrics["divergence"] < 0.1
 
@@ -319,7 +319,7 @@ def test_the_encoder_climbs_the_lower_of_the_two_critics_as_they_are_after_their
 def test_target_critics_move_towards_the_critics_by_the_smoothing_factor():
     before = remember(used_memory(jax.random.key(0)), some_experience(1))
     batch = jax.tree.map(jnp.asarray, in_buffer(before))
-    after, _ = gradient_step(small_sac(smoothing=0.25), before, batch, jax.random.key(2))
+    after, _ = gradient_step(small_sac(tau=0.25), before, batch, jax.random.key(2))
     assert not eqx.tree_equal(after.critics, before.critics)
     leaves = (jax.tree.leaves(c) for c in (before.target_critics, after.critics, after.target_critics))
     for old, critic, new in zip(*leaves, strict=True):
@@ -327,11 +327,11 @@ def test_target_critics_move_towards_the_critics_by_the_smoothing_factor():
 
 
 def test_a_fresh_memory_has_two_critics_whose_targets_are_themselves():
-    memory = small_sac().init(OBSERVATION_SIZE, LATENT_SIZE, jax.random.key(0))
-    assert eqx.tree_equal(memory.critics, memory.target_critics)
-    for one, other in (layer.weight for layer in memory.critics.layers):
+    learner_state = small_sac().init(OBSERVATION_SIZE, LATENT_SIZE, jax.random.key(0))
+    assert eqx.tree_equal(learner_state.critics, learner_state.target_critics)
+    for one, other in (layer.weight for layer in learner_state.critics.layers):
         assert not jnp.allclose(one, other)
-    mean, std = memory.encoder.distribution(jnp.array([3.0, -7.0]))
+    mean, std = learner_state.encoder.distribution(jnp.array([3.0, -7.0]))
     np.testing.assert_allclose(mean, 0, atol=1e-6)
     np.testing.assert_allclose(std, 1, atol=1e-6)
 
@@ -350,9 +350,9 @@ def test_nothing_is_learned_before_learning_starts(assert_same):
     before = used_memory(jax.random.key(0))
     waited, _ = update(sac, before, some_experience(1), jax.random.key(2))
 
-    def learned(memory):
-        weights = (memory.encoder.network, memory.critics, memory.target_critics)
-        return weights, memory.log_temperature, memory.optimiser_states
+    def learned(learner_state):
+        weights = (learner_state.encoder.network, learner_state.critics, learner_state.target_critics)
+        return weights, learner_state.log_temperature, learner_state.optimiser_states
 
     assert waited.num_seen == 16
     assert_same(learned(waited), learned(before))
@@ -372,9 +372,9 @@ def test_critics_learn_alone_until_the_encoder_starts(assert_same):
     waited, _ = update(sac, before, some_experience(1), jax.random.key(2))
     unhurried, _ = update(small_sac(), before, some_experience(1), jax.random.key(2))
 
-    def encoder_and_temperature(memory):
-        encoder_state, _, temperature_state = memory.optimiser_states
-        return memory.encoder.network, memory.log_temperature, encoder_state, temperature_state
+    def encoder_and_temperature(learner_state):
+        encoder_state, _, temperature_state = learner_state.optimiser_states
+        return learner_state.encoder.network, learner_state.log_temperature, encoder_state, temperature_state
 
     assert_same(encoder_and_temperature(waited), encoder_and_temperature(before))
     assert_differ((waited.critics, waited.target_critics), (before.critics, before.target_critics))
@@ -386,8 +386,8 @@ def test_critics_learn_alone_until_the_encoder_starts(assert_same):
 
 
 def test_there_are_so_many_gradient_steps_for_each_step_side_by_side():
-    memory, _ = update(small_sac(), used_memory(jax.random.key(0)), some_experience(1), jax.random.key(2))
-    for state in memory.optimiser_states:
+    learner_state, _ = update(small_sac(), used_memory(jax.random.key(0)), some_experience(1), jax.random.key(2))
+    for state in learner_state.optimiser_states:
         assert state[0].count == 4 * 2  # Adam's own count: unroll_length * updates_per_step, whatever num_envs is
 
 
@@ -395,13 +395,13 @@ def test_there_are_so_many_gradient_steps_for_each_step_side_by_side():
 
 
 def test_the_buffer_forgets_the_oldest_steps_when_it_is_full():
-    memory = used_memory(jax.random.key(0))
+    learner_state = used_memory(jax.random.key(0))
     latest = some_experience(0)
     for iteration, numbers in enumerate(([0, 16], [8, 32], [24, 48], [40, 64])):  # in 24 places
         latest = some_experience(iteration, first_id=16 * iteration)
-        memory = remember(memory, latest)
-        np.testing.assert_array_equal(in_buffer(memory).reward, np.arange(*numbers))
-    held = in_buffer(memory)
+        learner_state = remember(learner_state, latest)
+        np.testing.assert_array_equal(in_buffer(learner_state).reward, np.arange(*numbers))
+    held = in_buffer(learner_state)
     for name in ("observation", "latent", "reward", "terminated", "next_observation"):
         newest = np.asarray(getattr(latest, name))
         np.testing.assert_array_equal(getattr(held, name)[-16:], newest.reshape(16, *newest.shape[2:]))
@@ -417,7 +417,7 @@ def test_the_buffer_remembers_what_a_step_led_to_rather_than_the_restart(countin
         evaluation_episodes=2,
     )
     *_, (_, state) = gorl.iterate(config, jax.random.key(0))
-    remembered = state.memory.buffer.experience
+    remembered = state.learner_state.buffer.experience
     before, after = (np.asarray(part)[0, :96] for part in (remembered.observation, remembered.next_observation))
     # Observations are where the episode started and the steps since; every third step ends an episode.
     assert set(before[:, 1]) == {0, 1, 2}
@@ -460,8 +460,8 @@ def test_a_stage_that_diverged_leaves_no_encoder_to_keep(assert_same):
         ({"num_unrolls": 2}, "buffer_size = 24 is smaller than the 32 steps of an iteration"),
         ({"memory_limit": 0}, "learner.memory_limit must be an integer at least 1, not 0"),
         ({"updates_per_step": 0}, "learner.updates_per_step must be an integer at least 1"),
-        ({"smoothing": 0.0}, "learner.smoothing must be a number above 0 and at most 1"),
-        ({"smoothing": 1.5}, "learner.smoothing must be a number above 0 and at most 1"),
+        ({"tau": 0.0}, "learner.tau must be a number above 0 and at most 1"),
+        ({"tau": 1.5}, "learner.tau must be a number above 0 and at most 1"),
         ({"initial_temperature": 0.0}, "learner.initial_temperature must be a number above 0"),
         ({"learning_starts": -1}, "learner.learning_starts must be an integer at least 0"),
     ],

@@ -7,7 +7,7 @@ import pytest
 
 import gorl
 from gorl._method import find_method
-from gorl._train import prepare
+from gorl._prepare import prepare
 
 NAMES = ["gorl-flow", "gorl-diffusion", "gorl-sac", "gorl-reppo", "ppo", "fpo", "fpo++", "dppo", "sac", "reppo"]
 
@@ -44,15 +44,15 @@ class LaplaceLearner(gorl.AbstractClippedLearner):
         location = eqx.nn.Linear(observation_size, latent_size, key=key)
         return LaplaceEncoder(location, gorl.RunningStatistics.empty(observation_size))
 
-    def assess(self, encoder, observation, latent, extras):
+    def policy_terms(self, encoder, observation, latent, extras):
         log_ratio = encoder.log_density(observation, latent) - extras
-        return gorl.Assessment(log_ratio[None], jnp.zeros(()), {"largest": jnp.max(jnp.abs(latent))})
+        return gorl.PolicyTerms(log_ratio[None], jnp.zeros(()), {"largest": jnp.max(jnp.abs(latent))})
 
-    def assessment_names(self):
+    def policy_metric_names(self):
         return ("largest",)
 
 
-laplace = gorl.Method("laplace", "PPO of a Laplace policy", LaplaceLearner(), laptop={"learner.clip": 0.3})
+laplace = gorl.Method("laplace", "PPO of a Laplace policy", LaplaceLearner(), laptop={"learner.clip_epsilon": 0.3})
 
 
 @pytest.fixture
@@ -82,7 +82,9 @@ def tiny(method):
     else:
         changes |= {"learner.buffer_size": 16, "learner.batch_size": 4, "learner.learning_starts": 8}
     if method.is_staged:
-        refinement = gorl.Refinement(num_episodes=4, num_heldout=1, num_draws=1, batch_size=8, num_epochs=1)
+        refinement = gorl.Refinement(
+            num_episodes=4, num_validation_episodes=1, num_noise_samples=1, batch_size=8, num_epochs=1
+        )
         changes |= {"decoder.width": 4, "decoder.depth": 1, "refinement": refinement}
     return gorl.replace(config, changes)
 
@@ -98,7 +100,7 @@ def assert_trained(config, result, *seeds):
         begins = jnp.isnan(figures)
         assert begins[..., 0].all(), name
         assert begins.sum() == config.num_stages * math.prod(seeds), name
-    assert jnp.isfinite(result.fits.heldout_loss).all()
+    assert jnp.isfinite(result.fits.validation_loss).all()
 
 
 # --- The methods that are known. ---
@@ -147,7 +149,7 @@ def test_a_method_of_ones_own_is_found_and_trains(registry):
     assert gorl.methods()["laplace"] is laplace
     config = tiny("laplace")
     assert isinstance(config.learner, LaplaceLearner)
-    assert config.learner.clip == 0.3
+    assert config.learner.clip_epsilon == 0.3
     assert gorl.Config.from_json(config.to_json()) == config
     result = gorl.train(config, jax.random.key(0))
     assert_trained(config, result)
@@ -162,7 +164,7 @@ def test_a_method_of_ones_own_need_not_be_registered():
     paper = gorl.preset("CheetahRun", "paper", laplace)
     assert isinstance(paper.learner, LaplaceLearner)
     assert paper.stage_steps == (180_000_000,)
-    assert paper.learner.clip == 0.2
+    assert paper.learner.clip_epsilon == 0.2
 
 
 def test_what_methods_returns_is_a_copy():

@@ -3,7 +3,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gorl._network import perceptron
+from gorl._network import mlp
 
 
 def weights_and_biases(network):
@@ -11,7 +11,7 @@ def weights_and_biases(network):
 
 
 def test_a_layer_is_that_of_equinox():
-    network = perceptron(3, 2, 5, 2, key=jax.random.key(0))
+    network = mlp(3, 2, 5, 2, key=jax.random.key(0))
     network = jax.tree.map(lambda leaf: leaf + 0.1, network)  # biases that are not zero
     original = eqx.nn.MLP(3, 2, 5, 2, activation=jax.nn.silu, key=jax.random.key(0))
     original = eqx.tree_at(weights_and_biases, original, weights_and_biases(network))
@@ -20,7 +20,7 @@ def test_a_layer_is_that_of_equinox():
 
 
 def test_a_fresh_network_has_weights_of_lecun_and_no_biases():
-    network = perceptron(300, 4, 300, 1, key=jax.random.key(0), output_scale=0.0)
+    network = mlp(300, 4, 300, 1, key=jax.random.key(0), output_scale=0.0)
     first, last = network.layers
     # Uniform, of variance one over the number of inputs.
     np.testing.assert_allclose(np.max(np.abs(first.weight)), np.sqrt(3 / 300), rtol=1e-3)
@@ -30,7 +30,7 @@ def test_a_fresh_network_has_weights_of_lecun_and_no_biases():
 
 
 def test_a_batch_is_one_product_of_matrices_for_each_layer_with_no_transposes_of_what_grows_with_it():
-    network = perceptron(3, 2, 5, 2, key=jax.random.key(0))
+    network = mlp(3, 2, 5, 2, key=jax.random.key(0))
     arrays, static = eqx.partition(network, eqx.is_array)
     program = jax.make_jaxpr(lambda arrays, inputs: jax.vmap(eqx.combine(arrays, static))(inputs))
     equations = program(arrays, jnp.zeros((7, 3))).eqns

@@ -62,12 +62,12 @@ def test_an_action_is_the_tanh_of_the_decoded_latent(policy, observations):
 
 
 def test_latents_follow_the_encoders_distribution(make_policy):
-    policy, observation, num_draws = make_policy(3, 2), jnp.asarray([0.3, -0.5, 1.0]), 10_000
-    latents, _, _ = jax.jit(jax.vmap(policy.sample, in_axes=(None, 0)))(observation, keys(num_draws))
+    policy, observation, num_noise_samples = make_policy(3, 2), jnp.asarray([0.3, -0.5, 1.0]), 10_000
+    latents, _, _ = jax.jit(jax.vmap(policy.sample, in_axes=(None, 0)))(observation, keys(num_noise_samples))
     mean, std = policy.encoder.distribution(observation)
     # Four standard errors of a mean and of a standard deviation.
-    np.testing.assert_allclose(np.mean(latents, axis=0), mean, atol=4 * float(std.max()) / num_draws**0.5)
-    np.testing.assert_allclose(np.std(latents, axis=0), std, rtol=4 / (2 * num_draws) ** 0.5)
+    np.testing.assert_allclose(np.mean(latents, axis=0), mean, atol=4 * float(std.max()) / num_noise_samples**0.5)
+    np.testing.assert_allclose(np.std(latents, axis=0), std, rtol=4 / (2 * num_noise_samples) ** 0.5)
 
 
 def test_a_policy_works_in_jit_and_is_returned_from_it(policy, observations):

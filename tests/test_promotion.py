@@ -26,7 +26,7 @@ def small(method, env="MultiGoal"):
     else:
         changes |= {"learner.num_minibatches": 2}
     if config.num_stages > 1:
-        changes |= {"refinement.num_episodes": 8, "refinement.num_heldout": 2, "refinement.batch_size": 20}
+        changes |= {"refinement.num_episodes": 8, "refinement.num_validation_episodes": 2, "refinement.batch_size": 20}
     return gorl.replace(config, changes)
 
 

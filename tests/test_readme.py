@@ -31,7 +31,7 @@ def test_the_method_of_the_readme_trains(tmp_path, monkeypatch):
         {
             **{f"learner.{name}": value for name, value in sizes.items()},
             "refinement.num_episodes": 8,
-            "refinement.num_heldout": 2,
+            "refinement.num_validation_episodes": 2,
             "refinement.batch_size": 20,
             "refinement.num_epochs": 2,
             "stage_steps": (160, 160),
@@ -59,7 +59,7 @@ def test_the_robot_of_the_readme_trains_by_name_and_is_filmed_and_exported(tmp_p
         "learner.num_minibatches=2",
         "refinement.batch_size=20",
         "refinement.num_episodes=8",
-        "refinement.num_heldout=2",
+        "refinement.num_validation_episodes=2",
     ]
     changes = [f"--set={change}" for change in (*small, "refinement.num_epochs=1", "evaluation_episodes=2")]
     trained = run("train", "my_robot:SwingUp", "--seeds", "1", "--steps", "1024", "--out", "run", *changes)

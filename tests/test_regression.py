@@ -41,7 +41,9 @@ def fit_to_mixture(config, num_epochs):
     observations = offset + scale * jax.random.normal(observation_key, (200, 100, 2))
     actions = draw_mixture(observations, action_key)
     decoder = config.init(RunningStatistics.of(observations), 2, init_key)
-    refinement = Refinement(num_episodes=200, num_heldout=20, batch_size=512, num_epochs=num_epochs, learning_rate=1e-3)
+    refinement = Refinement(
+        num_episodes=200, num_validation_episodes=20, batch_size=512, num_epochs=num_epochs, learning_rate=1e-3
+    )
     return fit_decoder(decoder, observations, actions, refinement, fit_key)[0]
 
 
@@ -90,7 +92,12 @@ def test_a_gaussian_decoder_learns_the_mean_and_the_standard_deviation_at_each_o
     actions = mean + std * jax.random.normal(noise_key, mean.shape)
     decoder = Gaussian(width=32, depth=2).init(RunningStatistics.of(observations), 2, jax.random.key(1))
     refinement = Refinement(
-        num_episodes=100, num_heldout=10, num_draws=1, batch_size=512, num_epochs=40, learning_rate=1e-3
+        num_episodes=100,
+        num_validation_episodes=10,
+        num_noise_samples=1,
+        batch_size=512,
+        num_epochs=40,
+        learning_rate=1e-3,
     )
     decoder, _ = fit_decoder(decoder, observations, actions, refinement, jax.random.key(2))
 
@@ -114,7 +121,12 @@ def test_a_flow_carries_latents_of_its_own_where_they_went_and_others_to_the_sam
     observations = jnp.zeros((100, 50, 1))
     decoder = FlowMatching(width=32, depth=1).init(RunningStatistics.empty(1), 2, jax.random.key(1))
     refinement = Refinement(
-        num_episodes=100, num_heldout=10, num_draws=4, batch_size=500, num_epochs=40, learning_rate=3e-3
+        num_episodes=100,
+        num_validation_episodes=10,
+        num_noise_samples=4,
+        batch_size=500,
+        num_epochs=40,
+        learning_rate=3e-3,
     )
 
     def learned_map(latents):
@@ -158,24 +170,26 @@ def test_own_latents_stay_with_their_observation_and_action():
         return jnp.sum(jnp.abs(latent - (observation - 3 * action)))
 
     _, fit = fit_decoder(Probe(strays), observations, actions, small_refinement(), jax.random.key(1), latents)
-    assert fit.heldout_loss < 1e-5
+    assert fit.validation_loss < 1e-5
     assert fit.training_loss < 1e-5
 
 
-@pytest.mark.parametrize("num_draws", [1, 16])
-def test_without_own_latents_each_action_meets_as_many_independent_draws_as_asked_for(num_draws):
+@pytest.mark.parametrize("num_noise_samples", [1, 16])
+def test_without_own_latents_each_action_meets_as_many_independent_draws_as_asked_for(num_noise_samples):
     actions = 1 + jax.random.normal(jax.random.key(0), (4, 3, 1))
-    refinement = Refinement(num_episodes=3, num_heldout=1, num_draws=num_draws, batch_size=8, num_epochs=1)
+    refinement = Refinement(
+        num_episodes=3, num_validation_episodes=1, num_noise_samples=num_noise_samples, batch_size=8, num_epochs=1
+    )
     decoder = Probe(lambda observation, latent, action: jnp.sum(latent * action))
 
     @jax.jit
     @jax.vmap
-    def heldout_loss(key):
-        return gorl.fit_decoder(decoder, jnp.zeros((4, 3, 1)), actions, refinement, key)[1].heldout_loss
+    def validation_loss(key):
+        return gorl.fit_decoder(decoder, jnp.zeros((4, 3, 1)), actions, refinement, key)[1].validation_loss
 
-    losses = np.asarray(heldout_loss(jax.random.split(jax.random.key(1), 500)))
+    losses = np.asarray(validation_loss(jax.random.split(jax.random.key(1), 500)))
     # The mean over 4 actions and their draws of something with mean zero and the action's size as its spread.
-    variance = np.sum(np.asarray(actions[:, 0]) ** 2) / 4**2 / num_draws
+    variance = np.sum(np.asarray(actions[:, 0]) ** 2) / 4**2 / num_noise_samples
     assert abs(np.mean(losses)) < 4 * np.sqrt(variance / 500)
     np.testing.assert_allclose(np.var(losses), variance, rtol=4 * np.sqrt(2 / 500))
 
@@ -194,7 +208,13 @@ def small_problem(num_episodes=6, length=16):
 
 def small_refinement(**changes):
     """Sizes for `small_problem`; what decides no shape is an array, so that most tests share one compiled program."""
-    defaults = {"num_episodes": 6, "num_heldout": 2, "batch_size": 32, "num_epochs": 5, "learning_rate": 1e-2}
+    defaults = {
+        "num_episodes": 6,
+        "num_validation_episodes": 2,
+        "batch_size": 32,
+        "num_epochs": 5,
+        "learning_rate": 1e-2,
+    }
     return jax.tree.map(jnp.asarray, Refinement(**{**defaults, **changes}))
 
 
@@ -210,7 +230,7 @@ def test_fitting_stops_early_and_keeps_the_best():
     # The last two epochs were no better, so that a fit without them ends with the same decoder.
     shorter, shorter_fit = fit_decoder(*problem, small_refinement(num_epochs=stopped - 2, patience=2), key)
     assert shorter_fit.num_epochs == stopped - 2
-    assert shorter_fit.heldout_loss == fit.heldout_loss
+    assert shorter_fit.validation_loss == fit.validation_loss
     assert_equal(shorter, decoder)
 
 
@@ -251,7 +271,7 @@ def test_whole_episodes_are_held_out():
 
     fitted, how_it_went = fit(actions)
     other_fitted, how_it_went_otherwise = fit(actions.at[:2].add(1.0))
-    assert how_it_went_otherwise.heldout_loss != how_it_went.heldout_loss
+    assert how_it_went_otherwise.validation_loss != how_it_went.validation_loss
     assert_equal(other_fitted, fitted)
     assert not eqx.tree_equal(fit(actions.at[2].add(1.0))[0], fitted)
 
@@ -280,7 +300,7 @@ def test_each_epoch_of_fitting_meets_fresh_noise():
     ("changes", "message"),
     [
         ({"stride": 17}, "stride = 17 is more than the 16 steps of an episode: set it to 1"),
-        ({"num_heldout": 6}, "num_heldout = 6 leaves none of the 6 episodes"),
+        ({"num_validation_episodes": 6}, "num_heldout = 6 leaves none of the 6 episodes"),
         ({"batch_size": 65}, "batch_size = 65 is more than the 64 pairs"),
         ({"stride": 3, "batch_size": 21}, "batch_size = 21 is more than the 20 pairs .*at most 20"),
     ],
@@ -303,7 +323,7 @@ def test_every_pair_held_out_counts_whatever_the_batches(size):
     _, fit = fit_decoder(decoder, observations, actions, refinement, jax.random.key(1))
     pairs = zip(observations[:2].reshape(-1, 8), actions[:2].reshape(-1, 2), strict=True)
     expected = np.mean([decoder.loss(seen, jnp.zeros(2), done, jax.random.key(0)) for seen, done in pairs])
-    np.testing.assert_allclose(fit.heldout_loss, expected, rtol=1e-4)
+    np.testing.assert_allclose(fit.validation_loss, expected, rtol=1e-4)
 
 
 @pytest.mark.usefixtures("unchecked")

@@ -70,8 +70,8 @@ def modules(tmp_path, monkeypatch):
 
 def trajectory(episodes, actions):
     def step(episode, action):
-        after, outcome = episodes.step(episode, action)
-        return after, (after, outcome)
+        after, result = episodes.step(episode, action)
+        return after, (after, result)
 
     start = episodes.start(jax.random.key(1))
     return start, jax.jit(lambda start: jax.lax.scan(step, start, actions)[1])(start)
@@ -141,13 +141,13 @@ def test_a_simulation_that_blows_up_ends_its_episode(assert_same):
     state = start.state
     sick = type(start)(
         type(state)(state.data.replace(qvel=state.data.qvel.at[1].set(jnp.inf)), state.obs, state.reward, state.done),
-        start.elapsed,
-        start.over,
+        start.step_count,
+        start.done,
     )
     step = jax.jit(jax.vmap(episodes.step))
-    (well, _), (after, outcome) = (step(episode, jnp.zeros((3, 2))) for episode in (start, sick))
-    assert outcome.terminated.tolist() == [False, True, False]
-    assert np.isfinite(outcome.reward).all()
+    (well, _), (after, result) = (step(episode, jnp.zeros((3, 2))) for episode in (start, sick))
+    assert result.terminated.tolist() == [False, True, False]
+    assert np.isfinite(result.reward).all()
     assert np.isfinite(after.observation).all()
     for index in (0, 2):
         assert_same(*(jax.tree.map(lambda leaf, at=index: leaf[at], episode) for episode in (well, after)))

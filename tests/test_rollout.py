@@ -6,26 +6,28 @@ import pytest
 
 import gorl
 from gorl._env import load_environment
-from gorl._rollout import Workers, demonstrate, rollout
+from gorl._rollout import RolloutState, collect_dataset, rollout
 
 
 @pytest.mark.parametrize("terminates_at", [3, 1_000_000], ids=["terminated", "truncated"])
 def test_the_next_observation_is_the_one_before_the_restart(counting, make_policy, terminates_at):
     episodes = load_environment(gorl.EnvConfig(counting(terminates_at, episode_length=5)))
-    _, experience = rollout(episodes, make_policy(2, 1, plain=True), Workers.idle(episodes, 3), 4, 5, jax.random.key(0))
-    over = np.asarray(experience.terminated | experience.truncated)
-    assert over[:, 0].nonzero()[0].tolist() == list(range(min(terminates_at, 5) - 1, 20, min(terminates_at, 5)))
+    _, experience = rollout(
+        episodes, make_policy(2, 1, plain=True), RolloutState.empty(episodes, 3), 4, 5, jax.random.key(0)
+    )
+    done = np.asarray(experience.terminated | experience.truncated)
+    assert done[:, 0].nonzero()[0].tolist() == list(range(min(terminates_at, 5) - 1, 20, min(terminates_at, 5)))
     # The environment counts its steps and keeps its start state.
     np.testing.assert_array_equal(experience.next_observation, experience.observation + jnp.array([0.0, 1.0]))
     # What is acted on next is that observation, or a fresh start if the episode is over.
-    seen, over = experience.observation[1:], over[:-1]
-    np.testing.assert_array_equal(seen[~over], experience.next_observation[:-1][~over])
-    assert (seen[over][:, 1] == 0).all()
+    seen, done = experience.observation[1:], done[:-1]
+    np.testing.assert_array_equal(seen[~done], experience.next_observation[:-1][~done])
+    assert (seen[done][:, 1] == 0).all()
 
 
 def test_a_demonstration_is_what_the_decoder_makes_of_latents_of_the_encoder(make_policy):
     episodes, policy = load_environment(gorl.EnvConfig("MultiGoal", episode_length=12)), make_policy(2, 2)
-    observations, actions, latents = eqx.filter_jit(demonstrate)(episodes, policy, 200, 1, 5, jax.random.key(0))
+    observations, actions, latents = eqx.filter_jit(collect_dataset)(episodes, policy, 200, 1, 5, jax.random.key(0))
     assert observations.shape == actions.shape == latents.shape == (12, 200, 2)
     decoded = jax.vmap(jax.vmap(policy.decoder.decode))(observations, latents)
     np.testing.assert_allclose(actions, decoded, rtol=1e-4, atol=1e-4)
@@ -40,7 +42,7 @@ def test_a_demonstration_is_what_the_decoder_makes_of_latents_of_the_encoder(mak
 def test_a_demonstration_keeps_one_step_in_a_stride_at_random_places(counting, make_policy, unroll_length):
     episodes = load_environment(gorl.EnvConfig(counting(episode_length=11)))
     policy = make_policy(2, 1, plain=True)
-    act = eqx.filter_jit(demonstrate)
+    act = eqx.filter_jit(collect_dataset)
     observations, actions, latents = act(episodes, policy, 300, 3, unroll_length, jax.random.key(0))
     assert observations.shape == (3, 300, 2)  # the last two steps are no whole stride
     count = np.asarray(observations[..., 1]).T
@@ -55,7 +57,7 @@ def test_a_demonstration_keeps_one_step_in_a_stride_at_random_places(counting, m
 
 def test_after_a_termination_a_demonstration_goes_on_with_another_episode(counting, make_policy):
     episodes = load_environment(gorl.EnvConfig(counting(terminates_at=4, episode_length=10)))
-    observations, _, _ = eqx.filter_jit(demonstrate)(
+    observations, _, _ = eqx.filter_jit(collect_dataset)(
         episodes, make_policy(2, 1, plain=True), 5, 1, 10, jax.random.key(0)
     )
     np.testing.assert_array_equal(observations[..., 1].T, np.broadcast_to([0, 1, 2, 3] * 2 + [0, 1], (5, 10)))
@@ -74,13 +76,13 @@ def test_start_states_are_drawn_only_when_some_were_used(counting, make_policy):
 
     @jax.jit
     @jax.vmap
-    def three_unrolls(workers, key):
-        return rollout(episodes, policy, workers, 3, 4, key)
+    def three_unrolls(rollout_state, key):
+        return rollout(episodes, policy, rollout_state, 3, 4, key)
 
-    workers = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), Workers.idle(episodes, 5))
+    rollout_state = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), RolloutState.empty(episodes, 5))
     counts = []
     for keys in jax.random.split(jax.random.key(0), (3, 2)):
-        workers, _ = jax.block_until_ready(three_unrolls(workers, keys))
+        rollout_state, _ = jax.block_until_ready(three_unrolls(rollout_state, keys))
         jax.effects_barrier()
         counts.append(len(drawn) // (2 * 5))
     # To begin with, and once after each twelve steps.
@@ -91,7 +93,9 @@ def test_start_states_are_drawn_only_when_some_were_used(counting, make_policy):
 @pytest.mark.parametrize("episode_length", [1, 3])
 def test_every_episode_has_a_start_state_of_its_own_however_short_it_is(counting, make_policy, episode_length):
     episodes = load_environment(gorl.EnvConfig(counting(episode_length=episode_length)))
-    _, experience = rollout(episodes, make_policy(2, 1, plain=True), Workers.idle(episodes, 8), 2, 6, jax.random.key(0))
+    _, experience = rollout(
+        episodes, make_policy(2, 1, plain=True), RolloutState.empty(episodes, 8), 2, 6, jax.random.key(0)
+    )
     starts, steps = np.asarray(experience.observation[..., 0]), np.asarray(experience.observation[..., 1])
     assert len(np.unique(starts[steps == 0])) == 8 * 12 // episode_length
 
@@ -110,7 +114,9 @@ def test_workers_out_of_step_with_each_other_share_their_draws(counting, make_po
 
     episodes = load_environment(gorl.EnvConfig(Staggered(episode_length=100)))
     act = eqx.filter_jit(rollout)
-    _, experience = act(episodes, make_policy(2, 1, plain=True), Workers.idle(episodes, 16), 5, 8, jax.random.key(0))
+    _, experience = act(
+        episodes, make_policy(2, 1, plain=True), RolloutState.empty(episodes, 16), 5, 8, jax.random.key(0)
+    )
     jax.effects_barrier()
     ends = np.asarray(experience.terminated)
     starts = np.asarray(experience.observation[..., 0])[1:][ends[:-1]]

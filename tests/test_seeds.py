@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 import gorl
-from gorl._train import shapes
 
 
 @pytest.fixture(scope="module")
@@ -37,14 +36,14 @@ def test_one_seed_of_several(single, several, assert_same, part):
 
 def test_one_seed_of_a_state(tiny, assert_same):
     keys = jax.random.split(jax.random.key(0), 3)
-    like = shapes(tiny, keys)
+    like = state_shapes(tiny, keys)
 
     def filled(leaf):
         return keys if leaf.dtype == keys.dtype else jnp.zeros(leaf.shape, leaf.dtype)
 
     state = gorl.of_seed(jax.tree.map(filled, like), 1)
     assert state.key == keys[1]
-    assert jax.tree.map(jnp.shape, state) == jax.tree.map(jnp.shape, shapes(tiny, keys[1]))
+    assert jax.tree.map(jnp.shape, state) == jax.tree.map(jnp.shape, state_shapes(tiny, keys[1]))
     with pytest.raises(gorl.InputError, match="this TrainState is of one seed already: take it as it is"):
         gorl.of_seed(state, 0)
 

@@ -31,8 +31,8 @@ def plain(tiny, keys):
 def as_on_a_gpu():
     """A run that is traced here has its seeds side by side where a CPU takes them in turn."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("gorl._blocks", "gorl._train"):
-            patch.setattr(f"{module}.by_blocks_is_faster", lambda: False)
+        for module in ("_batching", "_sharding"):
+            patch.setattr(f"gorl._backend.{module}.on_cpu", lambda: False)
         # Without its own `jit`, which would have the program that it made for a CPU.
         patch.setattr("gorl._train._train", gorl._train._train.__wrapped__)
         yield
@@ -123,9 +123,9 @@ def test_a_vmapped_run_has_a_leading_axis_of_seeds_everywhere(vmapped, plain):
 def test_a_batch_of_hyperparameters_trains_in_one_vmap(tiny, keys, assert_same):
     batch = {
         "learner.learning_rate": (1e-3, 5e-3),
-        "learner.clip": (0.1, 0.3),
+        "learner.clip_epsilon": (0.1, 0.3),
         "learner.discount": (0.9, 0.99),
-        "learner.latent_cost": (0.0, 0.1),
+        "learner.latent_coefficient": (0.0, 0.1),
     }
     config = gorl.replace(tiny, {name: jnp.asarray(values) for name, values in batch.items()})
     results = eqx.filter_vmap(gorl.train, in_axes=(eqx.if_array(0), None))(config, keys[0])
@@ -142,15 +142,15 @@ def test_every_leaf_of_a_config_has_its_effect(tiny, keys, plain):
     # A leaf that was read as a constant while tracing would go unnoticed otherwise.
     changes = {
         "learner.learning_rate": 3e-3,
-        "learner.annealing": 0.5,
+        "learner.learning_rate_decay": 0.5,
         "learner.max_gradient_norm": 0.01,
         "learner.discount": 0.5,
         "learner.gae_lambda": 0.5,
         "learner.reward_scale": 5.0,
-        "learner.clip": 1e-4,
-        "learner.entropy_cost": 0.5,
-        "learner.value_cost": 3.0,
-        "learner.latent_cost": 0.5,
+        "learner.clip_epsilon": 1e-4,
+        "learner.entropy_coefficient": 0.5,
+        "learner.value_loss_coefficient": 3.0,
+        "learner.latent_coefficient": 0.5,
         "refinement.learning_rate": 1e-2,
         "refinement.patience": 1,
     }
@@ -171,7 +171,7 @@ def test_a_second_call_compiles_nothing(tiny, keys, plain, compilations):
     key, rate = keys[1], jnp.asarray(2e-3, jnp.float32)
     changed = [
         tiny,
-        gorl.replace(tiny, {"learner.learning_rate": 2e-3, "learner.clip": 1}),
+        gorl.replace(tiny, {"learner.learning_rate": 2e-3, "learner.clip_epsilon": 1}),
         gorl.replace(tiny, {"learner.learning_rate": rate}),
         gorl.replace(tiny, {"refinement.patience": 2}),
         gorl.Config.from_json(tiny.to_json()),
@@ -195,7 +195,7 @@ def test_after_precompiling_nothing_is_left_to_compile(tiny, compilations):
     gorl.precompile(config, key)
     assert compilations
     compilations.clear()
-    assert len(list(gorl.iterate(config, key))) == len(gorl.schedule(config))
+    assert len(list(gorl.iterate(config, key))) == len(gorl.make_schedule(config))
     assert not compilations
 
 
@@ -292,7 +292,7 @@ def test_over_seeds_the_stage_loop_is_one_scan_around_the_branch(tiny, keys, dev
         program = jax.make_jaxpr(jax.vmap(gorl.train, in_axes=(None, 0)))(tiny, keys).jaxpr
     scans = [equation.params for equation in equations(program) if equation.primitive.name == "scan"]
     lengths = [params["length"] for params in scans if 3 in branches(params["jaxpr"].jaxpr)]
-    assert lengths == [len(gorl.schedule(tiny)), *([] if device is as_on_a_gpu else [len(keys)])]
+    assert lengths == [len(gorl.make_schedule(tiny)), *([] if device is as_on_a_gpu else [len(keys)])]
 
 
 def test_over_seeds_the_compiled_program_has_the_branch_once(vmapped):
@@ -306,9 +306,9 @@ def test_over_seeds_the_compiled_program_has_the_branch_once(vmapped):
 
 def assert_continues_from_anywhere(config, chunks, assert_same):
     # Each chunk from the state before it: by induction, stopping after any number of them changes nothing.
-    for (_, before), (chunk, after) in itertools.pairwise(chunks):
+    for (_, before), (step, after) in itertools.pairwise(chunks):
         next_chunk, state = next(gorl.iterate(config, before))
-        assert next_chunk.position == chunk.position
+        assert next_chunk.index == step.index
         assert_same(state, after)
 
 
@@ -320,10 +320,10 @@ def test_a_run_over_seeds_continues_bit_identically_from_every_state(tiny, watch
     assert_continues_from_anywhere(tiny, watched_together, assert_same)
 
 
-@pytest.mark.parametrize("position", [0, 4, 9, 17])
-def test_a_run_continued_to_its_end_is_bit_identical(tiny, watched, assert_same, position):
-    rest = list(gorl.iterate(tiny, watched[position][1]))
-    assert len(rest) == len(watched) - position - 1
+@pytest.mark.parametrize("index", [0, 4, 9, 17])
+def test_a_run_continued_to_its_end_is_bit_identical(tiny, watched, assert_same, index):
+    rest = list(gorl.iterate(tiny, watched[index][1]))
+    assert len(rest) == len(watched) - index - 1
     assert_same(rest[-1][1], watched[-1][1])
 
 
@@ -343,8 +343,8 @@ def test_a_finished_run_has_nothing_left_to_do(tiny, watched):
 
 
 def test_iterating_gives_the_chunks_of_the_schedule(tiny, watched):
-    assert [int(chunk.position) for chunk, _ in watched] == list(range(len(gorl.schedule(tiny))))
-    assert [int(state.position) for _, state in watched] == list(range(1, len(watched) + 1))
+    assert [int(step.index) for step, _ in watched] == list(range(len(gorl.make_schedule(tiny))))
+    assert [int(state.index) for _, state in watched] == list(range(1, len(watched) + 1))
 
 
 def test_the_loop_ends_with_the_result_of_train(tiny, watched, plain, assert_same):
@@ -367,13 +367,13 @@ def test_a_run_finished_early_has_the_evaluations_so_far(tiny, watched):
 
 
 @pytest.fixture(scope="module")
-def spread(tiny, keys):
+def seed_sharding(tiny, keys):
     """The chunks of a run over two seeds on two devices."""
     return list(gorl.iterate(tiny, keys[:2]))
 
 
-def test_each_device_has_seeds_of_its_own(spread):
-    for _, state in spread:
+def test_each_device_has_seeds_of_its_own(seed_sharding):
+    for _, state in seed_sharding:
         for leaf in jax.tree.leaves(state):
             assert [shard.data.shape for shard in leaf.addressable_shards] == [(1, *leaf.shape[1:])] * 2
 
@@ -383,10 +383,10 @@ def on_one_device(tree):
     return jax.device_put(tree, jax.local_devices()[0])
 
 
-def test_seeds_on_several_devices_are_those_on_one(spread, watched_together, assert_same):
+def test_seeds_on_several_devices_are_those_on_one(seed_sharding, watched_together, assert_same):
     # Measured: bit-identical. Only the compiler says so, therefore the tolerance.
     first_two = jax.tree.map(lambda leaf: leaf[:2], watched_together[-1][1])
-    assert_same(on_one_device(spread[-1][1]), first_two, rtol=1e-4, atol=1e-5)
+    assert_same(on_one_device(seed_sharding[-1][1]), first_two, rtol=1e-4, atol=1e-5)
 
 
 def test_gpus_have_their_seeds_side_by_side(tiny, keys, assert_same):
@@ -398,15 +398,15 @@ def test_gpus_have_their_seeds_side_by_side(tiny, keys, assert_same):
     assert_same(seed(gorl.finish(config, state), 1), single, rtol=1e-4, atol=1e-5)
 
 
-def test_a_run_on_several_devices_continues_bit_identically_from_every_state(tiny, spread, assert_same):
-    assert_continues_from_anywhere(tiny, spread, assert_same)
+def test_a_run_on_several_devices_continues_bit_identically_from_every_state(tiny, seed_sharding, assert_same):
+    assert_continues_from_anywhere(tiny, seed_sharding, assert_same)
 
 
-def test_a_run_that_was_on_one_device_goes_back_to_several(tiny, spread, assert_same):
-    _, after = next(gorl.iterate(tiny, on_one_device(spread[9][1])))
-    assert_same(after, spread[10][1])
+def test_a_run_that_was_on_one_device_goes_back_to_several(tiny, seed_sharding, assert_same):
+    _, after = next(gorl.iterate(tiny, on_one_device(seed_sharding[9][1])))
+    assert_same(after, seed_sharding[10][1])
     # Anywhere else it would have been compiled for that, too.
-    assert after.key.sharding == spread[10][1].key.sharding
+    assert after.key.sharding == seed_sharding[10][1].key.sharding
 
 
 def test_a_batch_in_the_config_goes_where_its_seeds_are(tiny, keys):
@@ -416,8 +416,8 @@ def test_a_batch_in_the_config_goes_where_its_seeds_are(tiny, keys):
     assert state.diverged_at.tolist() == [-1, 1]
 
 
-def test_the_result_is_on_one_device(tiny, spread):
-    result = gorl.finish(tiny, spread[-1][1])
+def test_the_result_is_on_one_device(tiny, seed_sharding):
+    result = gorl.finish(tiny, seed_sharding[-1][1])
     assert all(len(leaf.devices()) == 1 for leaf in jax.tree.leaves(result))
     returns = gorl.evaluate(tiny.env, seed(result.policy, 1), jax.random.key(0), num_episodes=2)
     assert len(returns.devices()) == 1
@@ -459,7 +459,7 @@ def test_a_seed_that_diverges_keeps_its_best_policy_from_before(tiny, side_by_si
         assert np.isfinite(returns[stages == stage]).tolist() == [True] + [False] * (np.sum(stages == stage) - 1)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(result.policy))
     assert np.isfinite(result.returns).all()
-    _, begin = next((chunk, state) for chunk, state in broken if chunk.stage == 1 and chunk.phase == Phase.EVALUATE)
+    _, begin = next((step, state) for step, state in broken if step.stage == 1 and step.phase == Phase.EVALUATE)
     kept, first = (jax.tree.leaves(encoder) for encoder in (result.policy.encoder, seed(begin, 1).best.encoder))
     assert all(map(np.array_equal, kept, first))
 
@@ -516,20 +516,20 @@ def test_evaluations_that_are_all_nan_are_marked_and_do_not_keep_the_untrained_p
     assert np.isnan(result.curve.mean_return).all()
     assert np.isnan(result.returns).all()
     assert (result.diverged_at, result.divergence) == (0, divergence)
-    assert_same(result.policy.encoder, last.memory.encoder)
-    assert last.memory.encoder.statistics.count > 0
+    assert_same(result.policy.encoder, last.learner_state.encoder)
+    assert last.learner_state.encoder.statistics.count > 0
 
 
 def test_a_stage_without_a_finite_evaluation_keeps_the_policy_of_the_one_before(tiny, watched, assert_same):
-    position = next(p for p, (chunk, _) in enumerate(watched) if chunk.phase == Phase.REFINE)
-    state = watched[position][1]
+    index = next(p for p, (step, _) in enumerate(watched) if step.phase == Phase.REFINE)
+    state = watched[index][1]
     broken = eqx.tree_at(
-        lambda s: s.memory.encoder.network,
+        lambda s: s.learner_state.encoder.network,
         state,
-        jax.tree.map(lambda weights: jnp.full_like(weights, jnp.nan), state.memory.encoder.network),
+        jax.tree.map(lambda weights: jnp.full_like(weights, jnp.nan), state.learner_state.encoder.network),
     )
     *_, (_, last) = gorl.iterate(tiny, broken)
-    result, before = gorl.finish(tiny, last), watched[position - 1][1]
+    result, before = gorl.finish(tiny, last), watched[index - 1][1]
     assert not result.policy.decoder.fitted
     assert_same(result.policy.encoder, before.best.encoder)
     assert_same(result.policy.decoder.decoder, before.decoder)
@@ -595,26 +595,26 @@ def test_the_callback_is_told_of_each_evaluation_of_each_seed(one_stage, keys):
 
 
 def test_a_decoder_is_frozen_while_the_encoder_learns(watched, assert_same):
-    for (_, before), (chunk, after) in itertools.pairwise(watched):
-        if chunk.phase != Phase.REFINE:
+    for (_, before), (step, after) in itertools.pairwise(watched):
+        if step.phase != Phase.REFINE:
             assert_same(before.decoder, after.decoder)
 
 
 def test_an_evaluation_changes_nothing_that_learns(watched, assert_same):
-    for (_, before), (chunk, after) in itertools.pairwise(watched):
-        if chunk.phase == Phase.EVALUATE:
-            assert_same((before.memory, before.workers), (after.memory, after.workers))
+    for (_, before), (step, after) in itertools.pairwise(watched):
+        if step.phase == Phase.EVALUATE:
+            assert_same((before.learner_state, before.rollout_state), (after.learner_state, after.rollout_state))
 
 
 def refined(watched):
     """The states before and after the refinement."""
-    (position,) = [index for index, (chunk, _) in enumerate(watched) if chunk.phase == Phase.REFINE]
-    return watched[position - 1][1], watched[position][1]
+    (index,) = [index for index, (step, _) in enumerate(watched) if step.phase == Phase.REFINE]
+    return watched[index - 1][1], watched[index][1]
 
 
 def test_a_stage_begins_with_a_fresh_encoder_close_to_the_prior(tiny, watched):
     first, (before, after) = watched[0][1], refined(watched)
-    encoders = [tiny.learner.encoder(state.memory) for state in (first, before, after)]
+    encoders = [tiny.learner.encoder(state.learner_state) for state in (first, before, after)]
     mean, std = jax.vmap(encoders[2].distribution)(jax.random.normal(jax.random.key(1), (100, 2)))
     np.testing.assert_allclose(mean, 0, atol=0.1)
     np.testing.assert_allclose(std, 1, atol=0.1)
@@ -632,14 +632,14 @@ def test_a_refinement_replaces_the_decoder_and_forgets_the_best(watched):
     # The decoder's statistics are those of what it was fitted to: 8 episodes of 20 steps.
     assert after.decoder.statistics.count == 160
     # Episodes that were running under the old decoder are not gone on with.
-    assert np.all(after.workers.episode.over)
+    assert np.all(after.rollout_state.episode.done)
 
 
 def test_every_refinement_but_none_after_the_last_stage(tiny, plain):
     fits = plain[0].fits
-    assert fits.num_epochs.shape == fits.heldout_loss.shape == fits.training_loss.shape == (tiny.num_stages - 1,)
+    assert fits.num_epochs.shape == fits.validation_loss.shape == fits.training_loss.shape == (tiny.num_stages - 1,)
     assert np.all((fits.num_epochs >= 1) & (fits.num_epochs <= tiny.refinement.num_epochs))
-    assert np.all(np.isfinite(fits.heldout_loss))
+    assert np.all(np.isfinite(fits.validation_loss))
 
 
 def test_one_stage_refines_nothing(one_stage, keys):
@@ -655,9 +655,9 @@ def test_one_stage_does_not_even_compile_a_refinement(one_stage, keys):
 def evaluations(watched, stage):
     """The evaluations of a stage: chunk, state after it, and mean return."""
     return [
-        (state, float(jnp.mean(state.returns[chunk.evaluation])))
-        for chunk, state in watched
-        if chunk.phase == Phase.EVALUATE and chunk.stage == stage and not chunk.is_final
+        (state, float(jnp.mean(state.returns[step.evaluation])))
+        for step, state in watched
+        if step.phase == Phase.EVALUATE and step.stage == stage and not step.is_final
     ]
 
 
@@ -672,7 +672,7 @@ def test_the_best_of_a_stage_is_its_greatest_mean_return(watched, stage):
 def test_the_policy_kept_is_the_best_of_the_last_stage(tiny, watched, assert_same):
     best, _ = max(evaluations(watched, stage=1), key=lambda evaluation: evaluation[1])
     result = gorl.finish(tiny, watched[-1][1])
-    assert_same(result.policy.encoder, tiny.learner.encoder(best.memory))
+    assert_same(result.policy.encoder, tiny.learner.encoder(best.learner_state))
     assert_same(result.policy.decoder.decoder, watched[-1][1].decoder)
     assert bool(result.policy.decoder.fitted)
 
@@ -680,37 +680,37 @@ def test_the_policy_kept_is_the_best_of_the_last_stage(tiny, watched, assert_sam
 def test_each_seed_keeps_its_own_best(tiny, watched_together):
     final = watched_together[-1][1]
     means = np.asarray(jnp.mean(final.returns, axis=-1))[:, :-1]
-    stage = np.asarray([chunk.stage for chunk, _ in watched_together if chunk.phase == Phase.EVALUATE])[:-1]
+    stage = np.asarray([step.stage for step, _ in watched_together if step.phase == Phase.EVALUATE])[:-1]
     np.testing.assert_allclose(final.best.mean_return, means[:, stage == 1].max(axis=1), rtol=1e-6)
 
 
 def test_the_policy_in_the_result_earns_what_the_result_says(tiny, plain):
     # Other episodes, but of the same policy: their means are apart by a few standard errors at most.
     returns = gorl.evaluate(tiny.env, plain[0].policy, jax.random.key(5), num_episodes=256)
-    spread = float(jnp.std(returns))
-    assert abs(float(jnp.mean(plain[0].returns)) - float(jnp.mean(returns))) < 4 * spread / 2
+    seed_sharding = float(jnp.std(returns))
+    assert abs(float(jnp.mean(plain[0].returns)) - float(jnp.mean(returns))) < 4 * seed_sharding / 2
 
 
 def test_an_evaluation_that_is_nan_never_becomes_the_best(tiny, watched, assert_same):
-    position = next(p for p, (chunk, _) in enumerate(watched) if chunk.phase == Phase.EVALUATE and p > 1)
-    state = watched[position - 1][1]
+    index = next(p for p, (step, _) in enumerate(watched) if step.phase == Phase.EVALUATE and p > 1)
+    state = watched[index - 1][1]
     broken = eqx.tree_at(
-        lambda s: s.memory.encoder.network,
+        lambda s: s.learner_state.encoder.network,
         state,
-        jax.tree.map(lambda weights: jnp.full_like(weights, jnp.nan), state.memory.encoder.network),
+        jax.tree.map(lambda weights: jnp.full_like(weights, jnp.nan), state.learner_state.encoder.network),
     )
-    chunk, after = next(gorl.iterate(tiny, broken))
-    assert chunk.phase == Phase.EVALUATE
-    assert np.all(np.isnan(after.returns[chunk.evaluation]))
+    step, after = next(gorl.iterate(tiny, broken))
+    assert step.phase == Phase.EVALUATE
+    assert np.all(np.isnan(after.returns[step.evaluation]))
     assert_same(after.best, state.best)
 
 
 def test_training_length_cuts_episodes_while_training_only(one_stage, counting, keys):
     # Ten steps in an iteration: the fourth episode of three steps is one step old when it ends.
     config = gorl.replace(one_stage, {"env": gorl.EnvConfig(counting(episode_length=20), training_length=3)})
-    (_, evaluated), (chunk, learned) = itertools.islice(gorl.iterate(config, keys[0]), 2)
-    assert chunk.phase == Phase.LEARN
-    assert learned.workers.episode.elapsed.tolist() == [1] * 16
+    (_, evaluated), (step, learned) = itertools.islice(gorl.iterate(config, keys[0]), 2)
+    assert step.phase == Phase.LEARN
+    assert learned.rollout_state.episode.step_count.tolist() == [1] * 16
     assert np.all(evaluated.returns[0] == sum(range(1, 21)))
 
 
@@ -718,11 +718,10 @@ def test_training_length_cuts_episodes_while_training_only(one_stage, counting, 
 
 
 def test_the_curve_follows_the_schedule(tiny, plain):
-    curve, chunks = plain[0].curve, gorl.schedule(tiny)
-    rows = (chunks.phase == Phase.EVALUATE) & ~chunks.is_final
-    np.testing.assert_array_equal(curve.stage, chunks.stage[rows])
-    np.testing.assert_array_equal(curve.env_steps, 160 * chunks.iterations[rows])
-    assert curve.returns.shape == (rows.sum(), tiny.evaluation_episodes)
+    curve, points = plain[0].curve, gorl.make_schedule(tiny).curve
+    np.testing.assert_array_equal(curve.stage, points.stage)
+    np.testing.assert_array_equal(curve.env_steps, 160 * points.iterations)
+    assert curve.returns.shape == (len(points.stage), tiny.evaluation_episodes)
     np.testing.assert_allclose(curve.mean_return, np.mean(curve.returns, axis=1), rtol=1e-6)
     assert np.all(np.isfinite(curve.returns))
 
@@ -763,7 +762,7 @@ def test_it_learns_and_its_stages_hand_over(tiny, keys):
                 discount=0.95,
             ),
             "decoder": gorl.FlowMatching(width=32, depth=2),
-            "refinement": gorl.Refinement(num_episodes=64, num_heldout=6, batch_size=256, num_epochs=50),
+            "refinement": gorl.Refinement(num_episodes=64, num_validation_episodes=6, batch_size=256, num_epochs=50),
             "stage_steps": (100_000, 100_000),
             "evaluation_interval": 20_000,
             "evaluation_episodes": 64,
@@ -826,9 +825,9 @@ class Timekeeper(gorl.PPO):
     def metric_names(self):
         return (*super().metric_names(), "progress")
 
-    def update(self, memory, experience, key, progress=0.0):
-        memory, metrics = super().update(memory, experience, key, progress)
-        return memory, {**metrics, "progress": jnp.asarray(progress)}
+    def update(self, learner_state, experience, key, progress=0.0):
+        learner_state, metrics = super().update(learner_state, experience, key, progress)
+        return learner_state, {**metrics, "progress": jnp.asarray(progress)}
 
 
 def test_the_learner_is_told_how_far_the_run_is(tiny, keys):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .._errors import InputError
-from .._hyperparameters import real, size
+from .._hyperparameters import float_field, static_field
 from .._network import ConditionalField
 from .._ode import Integrator, check_solver, integrator, solver_name
 from .._shapes import check_vector
@@ -108,15 +108,15 @@ class Diffusion(AbstractDecoderConfig):
     - `rtol`, `atol`: give both for steps that a PID controller adapts to these tolerances, instead of given ones.
     """
 
-    width: int = size(32)
-    depth: int = size(4)
-    num_frequencies: int = size(4)
+    width: int = static_field(32)
+    depth: int = static_field(4)
+    num_frequencies: int = static_field(4)
     schedule: str | tuple[float, ...] = eqx.field(static=True, converter=_schedule_kind, default="cosine")
-    num_levels: int = size(10, at_least=2)
+    num_levels: int = static_field(10, at_least=2)
     solver: str = eqx.field(static=True, converter=solver_name, default="Euler")
-    num_steps: int = size(10)
-    rtol: Real | None = real(None, above=0)
-    atol: Real | None = real(None, above=0)
+    num_steps: int = static_field(10)
+    rtol: Real | None = float_field(None, above=0)
+    atol: Real | None = float_field(None, above=0)
 
     def init(self, statistics: RunningStatistics, action_size: int, key: RandomKey) -> DiffusionDecoder:
         noise = ConditionalField.init(

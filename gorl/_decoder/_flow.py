@@ -5,8 +5,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .._flow import follow
-from .._hyperparameters import real, size
+from .._flow import integrate_flow
+from .._hyperparameters import float_field, static_field
 from .._network import ConditionalField
 from .._ode import Integrator, check_solver, integrator, solver_name
 from .._shapes import check_vector
@@ -37,7 +37,7 @@ class FlowDecoder(AbstractDecoder):
         self, observation: Float[Array, " observation"], latent: Float[Array, " action"]
     ) -> Float[Array, " action"]:
         """The end of the path that starts at `latent`."""
-        return follow(self.velocity, self.statistics.normalise_one(observation), latent, self.integrator)
+        return integrate_flow(self.velocity, self.statistics.normalise_one(observation), latent, self.integrator)
 
     def loss(
         self,
@@ -66,13 +66,13 @@ class FlowMatching(AbstractDecoderConfig):
     - `rtol`, `atol`: give both for steps that a PID controller adapts to these tolerances, instead of equal ones.
     """
 
-    width: int = size(32)
-    depth: int = size(4)
-    num_frequencies: int = size(4)
+    width: int = static_field(32)
+    depth: int = static_field(4)
+    num_frequencies: int = static_field(4)
     solver: str = eqx.field(static=True, converter=solver_name, default="Euler")
-    num_steps: int = size(10)
-    rtol: Real | None = real(None, above=0)
-    atol: Real | None = real(None, above=0)
+    num_steps: int = static_field(10)
+    rtol: Real | None = float_field(None, above=0)
+    atol: Real | None = float_field(None, above=0)
 
     def init(self, statistics: RunningStatistics, action_size: int, key: RandomKey) -> FlowDecoder:
         """A decoder that is the identity map until it is fitted: its velocity starts close to zero."""

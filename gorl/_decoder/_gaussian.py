@@ -4,8 +4,8 @@ import equinox as eqx
 from jaxtyping import Array, Float
 
 from .._gaussian import log_density, mean_and_std
-from .._hyperparameters import size
-from .._network import perceptron
+from .._hyperparameters import static_field
+from .._network import mlp
 from .._shapes import check_vector
 from .._statistics import RunningStatistics
 from .._types import RandomKey
@@ -53,11 +53,11 @@ class Gaussian(AbstractDecoderConfig):
     - `width`, `depth`: hidden layers of the network.
     """
 
-    width: int = size(32)
-    depth: int = size(4)
+    width: int = static_field(32)
+    depth: int = static_field(4)
 
     def init(self, statistics: RunningStatistics, action_size: int, key: RandomKey) -> GaussianDecoder:
-        network = perceptron(statistics.mean.shape[0], 2 * action_size, self.width, self.depth, key=key)
+        network = mlp(statistics.mean.shape[0], 2 * action_size, self.width, self.depth, key=key)
         return GaussianDecoder(network, statistics)
 
     def check(self) -> None:

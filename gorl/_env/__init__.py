@@ -17,9 +17,9 @@ from .._promotion import usual_promotion
 from . import _brax, _multigoal, _playground
 from ._base import EnvConfig as EnvConfig, Environment as Environment
 from ._episode import (
-    Episode as Episode,
-    Episodes as Episodes,
-    Outcome as Outcome,
+    EpisodeState as EpisodeState,
+    EpisodicEnv as EpisodicEnv,
+    StepResult as StepResult,
     restart as restart,
 )
 from ._implementation import check_implementation
@@ -45,7 +45,7 @@ def family(name: str) -> str:
     return "built in"
 
 
-def load_environment(config: EnvConfig) -> Episodes:
+def load_environment(config: EnvConfig) -> EpisodicEnv:
     """Loads the environment that `config` names and checks that it can be trained on.
 
     **Raises:**
@@ -102,7 +102,7 @@ def check_options(config: EnvConfig) -> None:
 
 # What it forgets is only loaded again: what has been compiled goes by what an environment was loaded from.
 @functools.lru_cache(maxsize=16)
-def _load(config: EnvConfig, platform: str) -> Episodes:
+def _load(config: EnvConfig, platform: str) -> EpisodicEnv:
     # The platform is part of the cache's key: the physics that suits one device does not suit another.
     name = config.name
     sizes = environments().get(name) if isinstance(name, str) else None
@@ -125,7 +125,7 @@ def _load(config: EnvConfig, platform: str) -> Episodes:
     episode_length = config.episode_length or int(getattr(env, "episode_length", 1000))
     training_length = min(config.training_length or episode_length, episode_length)
     origin = (*(getattr(config, field.name) for field in dataclasses.fields(config)), platform)
-    return Episodes(_Loaded(env, origin, rules), *sizes, episode_length, training_length, config.action_repeat)
+    return EpisodicEnv(_Loaded(env, origin, rules), *sizes, episode_length, training_length, config.action_repeat)
 
 
 def _simulated(env: Any, config: EnvConfig) -> Any:

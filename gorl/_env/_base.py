@@ -5,7 +5,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import equinox as eqx
 
-from .._hyperparameters import size
+from .._hyperparameters import static_field
 
 
 @runtime_checkable
@@ -77,10 +77,10 @@ class EnvConfig(eqx.Module):
     """
 
     name: str | _Instance = eqx.field(static=True, converter=_hold, default="PointMass")
-    episode_length: int | None = size(None)
-    training_length: int | None = size(None)
+    episode_length: int | None = static_field(None)
+    training_length: int | None = static_field(None)
     staggered: bool = eqx.field(static=True, default=False)
-    action_repeat: int = size(1)
+    action_repeat: int = static_field(1)
     backend: str | None = eqx.field(static=True, default=None)
     implementation: str | None = eqx.field(static=True, default=None)
 

@@ -21,7 +21,7 @@ from mujoco import mjx
 from mujoco.batch import Batch, SimulationError
 
 from .. import _host
-from .._devices import num_cores, num_devices_of_program
+from .._backend import num_cores, num_devices_of_program
 from .._errors import InputError
 from ._quiet import without_warnings
 

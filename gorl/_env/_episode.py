@@ -6,19 +6,19 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from .._errors import InputError
-from .._tree import where
 from .._types import RandomKey
 
 
-class Episode(eqx.Module):
+class EpisodeState(eqx.Module):
     """One running episode."""
 
     state: PyTree
-    elapsed: Int[Array, "*batch"]  # control steps since the start
-    over: Bool[Array, "*batch"]  # ended, and not restarted yet
+    step_count: Int[Array, "*batch"]  # control steps since the start
+    done: Bool[Array, "*batch"]  # ended, and not restarted yet
 
     @property
     def observation(self) -> Float[Array, "*batch observation"]:
@@ -26,7 +26,7 @@ class Episode(eqx.Module):
         return self.state.obs
 
 
-class Outcome(eqx.Module):
+class StepResult(eqx.Module):
     """What one action brought. At most one of `terminated` and `truncated` holds."""
 
     reward: Float[Array, "*batch"]
@@ -34,7 +34,7 @@ class Outcome(eqx.Module):
     truncated: Bool[Array, "*batch"]
 
 
-class Episodes(eqx.Module):
+class EpisodicEnv(eqx.Module):
     """Episodes of one environment, as pure functions of one episode: `vmap` outside.
 
     **Arguments:**
@@ -59,21 +59,21 @@ class Episodes(eqx.Module):
         return -(-self.episode_length // self.action_repeat)
 
     @property
-    def in_training(self) -> "Episodes":
+    def in_training(self) -> "EpisodicEnv":
         """The same environment with the time limit of training."""
         return dataclasses.replace(self, episode_length=self.training_length)
 
     # Tracing physics costs as much time as compiling it. Under a `jit` of its own each function is traced once, however
     # many rollouts and evaluations it ends up in.
     @eqx.filter_jit
-    def start(self, key: RandomKey) -> Episode:
+    def start(self, key: RandomKey) -> EpisodeState:
         """Starts an episode from a start state that `key` decides."""
         # A weak type here and a strong one after a step would make every scan over episodes trace twice.
         state = self._widened(jax.tree.map(_strong, self.env.reset(key)))
-        return Episode(state, jnp.zeros((), jnp.int32), jnp.zeros((), bool))
+        return EpisodeState(state, jnp.zeros((), jnp.int32), jnp.zeros((), bool))
 
     @eqx.filter_jit
-    def step(self, episode: Episode, action: Float[Array, " action"]) -> tuple[Episode, Outcome]:
+    def step(self, episode: EpisodeState, action: Float[Array, " action"]) -> tuple[EpisodeState, StepResult]:
         """Takes one action. The episode that comes back has not been restarted, even if it is over."""
 
         def control_step(carry: tuple[PyTree, Array], _: None) -> tuple[tuple[PyTree, Array], Array]:
@@ -83,7 +83,7 @@ class Episodes(eqx.Module):
             reward, done = jnp.asarray(after.reward, jnp.float32), jnp.asarray(after.done, bool)
             after = jax.tree.map(lambda old, new: jax.lax.convert_element_type(new, old.dtype), state, after)
             if self.action_repeat > 1:  # an episode may terminate while an action is held
-                after = where(terminated, state, after)
+                after = optax.tree.where(terminated, state, after)
                 reward = jnp.where(terminated, 0.0, reward)
             # A simulation that blew up ends its episode; its last reward is as meaningless as its observation.
             reward = jnp.where(done & ~jnp.isfinite(reward), 0.0, reward)
@@ -95,9 +95,9 @@ class Episodes(eqx.Module):
         else:
             (state, terminated), rewards = jax.lax.scan(control_step, carry, None, self.action_repeat)
             reward = jnp.sum(rewards)
-        elapsed = episode.elapsed + self.action_repeat
-        truncated = (elapsed >= self.episode_length) & ~terminated
-        return Episode(state, elapsed, terminated | truncated), Outcome(reward, terminated, truncated)
+        step_count = episode.step_count + self.action_repeat
+        truncated = (step_count >= self.episode_length) & ~terminated
+        return EpisodeState(state, step_count, terminated | truncated), StepResult(reward, terminated, truncated)
 
     def _widened(self, state: PyTree) -> PyTree:
         """`state` in the types that a state can have for good: of reset's and step's, the wider one of every field."""
@@ -109,16 +109,16 @@ class Episodes(eqx.Module):
                 return state
             state = jax.tree.map(jax.lax.convert_element_type, state, wider)
 
-    def none(self, num_envs: int) -> Episode:
+    def empty(self, num_envs: int) -> EpisodeState:
         """The shapes of `num_envs` episodes, none of which is running: a rollout begins by starting them all."""
         shapes = jax.eval_shape(self.start, jax.random.key(0))
         zeros = jax.tree.map(lambda leaf: jnp.zeros((num_envs, *leaf.shape), leaf.dtype), shapes)
-        return Episode(zeros.state, zeros.elapsed, ~zeros.over)
+        return EpisodeState(zeros.state, zeros.step_count, ~zeros.done)
 
 
-def restart(start: Episode, episode: Episode) -> Episode:
+def restart(start: EpisodeState, episode: EpisodeState) -> EpisodeState:
     """`start` if the episode is over, `episode` if it goes on."""
-    return where(episode.over, start, episode)
+    return optax.tree.where(episode.done, start, episode)
 
 
 def _strong(leaf: Any) -> Array:

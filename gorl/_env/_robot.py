@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from .._errors import InputError, unknown_name
-from .._tree import is_finite
+from .._tree import all_finite
 from .._types import RandomKey
 
 
@@ -159,7 +159,7 @@ class MujocoEnv(abc.ABC):
         data = self._alike("control", state.data, self.control(state.data, action))
         data = self.physics.step(data, self.num_substeps)
         # Numbers that are none would spread to whatever averages over episodes.
-        broken = ~is_finite((data.qpos, data.qvel))
+        broken = ~all_finite((data.qpos, data.qvel))
         obs = jnp.where(broken, 0.0, self._observation(data))
         reward = jnp.where(broken, 0.0, self._scalar("reward", self.reward(data, action)))
         return MujocoState(data, obs, reward, broken | self._scalar("terminates", self.terminates(data)))

@@ -11,7 +11,7 @@ from .._errors import InputError
 from .._statistics import RunningStatistics
 from .._types import RandomKey, Real
 
-Memory = TypeVar("Memory", bound=eqx.Module)
+LearnerState = TypeVar("LearnerState", bound=eqx.Module)
 
 
 class AbstractEncoder(eqx.Module):
@@ -57,10 +57,10 @@ class Experience(eqx.Module):
     next_observation: Float[Array, "time envs observation"]  # what each step led to, even if the episode ended there
 
 
-class AbstractLearner(eqx.Module, Generic[Memory]):
+class AbstractLearner(eqx.Module, Generic[LearnerState]):
     """A way of training an encoder, as a value: its fields are its hyperparameters.
 
-    A new learner is one file with a subclass of this. `Memory` is everything it carries from update to update:
+    A new learner is one file with a subclass of this. `LearnerState` is everything it carries from update to update:
     networks, optimiser state, statistics.
     """
 
@@ -77,36 +77,38 @@ class AbstractLearner(eqx.Module, Generic[Memory]):
         return self.num_envs * self.unroll_length * self.num_unrolls
 
     @abc.abstractmethod
-    def init(self, observation_size: int, latent_size: int, key: RandomKey) -> Memory:
+    def init(self, observation_size: int, latent_size: int, key: RandomKey) -> LearnerState:
         """A fresh memory. Where latents go through a decoder, its encoder is N(0, I) whatever the observation.
 
         Raises `gorl.InputError` for sizes that it cannot be made for.
         """
 
     @abc.abstractmethod
-    def restart(self, memory: Memory, observation_size: int, latent_size: int, key: RandomKey) -> Memory:
+    def restart(
+        self, learner_state: LearnerState, observation_size: int, latent_size: int, key: RandomKey
+    ) -> LearnerState:
         """The memory to begin the next stage with: a fresh encoder, and whatever outlives a change of decoder."""
 
     @abc.abstractmethod
-    def encoder(self, memory: Memory) -> AbstractEncoder:
+    def encoder(self, learner_state: LearnerState) -> AbstractEncoder:
         """The encoder that acts."""
 
-    def evaluated_encoder(self, memory: Memory) -> AbstractEncoder:
+    def evaluated_encoder(self, learner_state: LearnerState) -> AbstractEncoder:
         """The encoder that is evaluated, and kept if it is the best: the one that acts, if a learner has no better."""
-        return self.encoder(memory)
+        return self.encoder(learner_state)
 
     @abc.abstractmethod
     def update(
-        self, memory: Memory, experience: Experience, key: RandomKey, progress: Real = 0.0
-    ) -> tuple[Memory, dict[str, Float[Array, ""]]]:
-        """Learns from one batch of experience; also returns figures to watch, by name.
+        self, learner_state: LearnerState, experience: Experience, key: RandomKey, progress: Real = 0.0
+    ) -> tuple[LearnerState, dict[str, Float[Array, ""]]]:
+        """Learns from one batch of experience; also returns metrics, by name.
 
-        `progress` is the share of the run that was over before, from 0 to 1: what anneals goes by it.
+        `progress` is the share of the run that was over before, from 0 to 1: what decays goes by it.
         """
 
     @abc.abstractmethod
     def metric_names(self) -> tuple[str, ...]:
-        """The names of the figures that `update` returns."""
+        """The names of the metrics that `update` returns."""
 
     @abc.abstractmethod
     def check(self) -> None:

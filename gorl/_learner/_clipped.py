@@ -1,4 +1,4 @@
-"""The clipped update that PPO shares with its relatives: they differ only in how a likelihood ratio is had."""
+"""The clipped update that PPO shares with its relatives: they differ only in how they compute the likelihood ratio."""
 
 import abc
 
@@ -9,13 +9,12 @@ import optax
 from jaxtyping import Array, Float, Int, PyTree
 
 from .._advantage import generalised_advantage
-from .._blocks import map_rows, mean_gradient
-from .._hyperparameters import real, size
-from .._network import perceptron
+from .._backend import map_rows, mean_gradient, shuffle
+from .._hyperparameters import float_field, static_field
+from .._network import mlp
 from .._promotion import usually_promoting
-from .._shuffle import shuffle
 from .._trainable import split_trainable
-from .._tree import is_finite, where
+from .._tree import all_finite
 from .._types import RandomKey, Real
 from ._base import AbstractEncoder, AbstractLearner, Experience, check_minibatches
 
@@ -28,12 +27,12 @@ class ActorCritic(eqx.Module):
     optimiser_state: PyTree
 
 
-class Assessment(eqx.Module):
+class PolicyTerms(eqx.Module):
     """What an encoder says now of one step in the past."""
 
     log_ratio: Float[Array, " ratios"]  # logarithms of new over old likelihood, in as many ways as the learner has
     cost: Float[Array, ""]  # added to the loss as it is: regularisers
-    metrics: dict[str, Float[Array, ""]]  # figures to watch; the update averages them over steps
+    metrics: dict[str, Float[Array, ""]]  # metrics to watch; the update averages them over steps
 
 
 class Batch(eqx.Module):
@@ -51,7 +50,7 @@ class AbstractClippedLearner(AbstractLearner[ActorCritic]):
 
     One iteration gathers `num_envs * unroll_length * num_unrolls` steps, estimates advantages once, takes
     `num_epochs * num_minibatches` gradient steps over freshly shuffled steps, and then brings the running statistics of
-    the observations up to date. A relative of PPO is a subclass with an encoder and an [`assess`][].
+    the observations up to date. A relative of PPO is a subclass with an encoder and an [`policy_terms`][].
 
     **Arguments:**
 
@@ -65,57 +64,57 @@ class AbstractClippedLearner(AbstractLearner[ActorCritic]):
     - `keep_encoder`: keep the encoder as well: the paper's ablation, in which returns drop at every new decoder.
     - `asymmetric`: where the advantage is negative, a quadratic penalty in place of the clip.
     - `learning_rate`: Adam's.
-    - `annealing`: how much of the learning rate is taken away, little by little, from the beginning of a run to its
-        end: 0 for none, as in the paper, 1 for all of it.
+    - `learning_rate_decay`: the share of the learning rate that a linear decay takes away by the end of a run: 0 for
+        none, as in the paper, 1 for all of it.
     - `max_gradient_norm`: gradients of a greater global norm are scaled down to it.
     - `discount`, `gae_lambda`: γ and λ.
     - `reward_scale`: multiplies rewards before anything is learned from them.
-    - `clip`: ε of the clipped objective.
-    - `value_cost`: weight of the squared error of the values.
+    - `clip_epsilon`: ε of the clipped objective.
+    - `value_loss_coefficient`: weight of the squared error of the values.
 
     ??? cite "Reference"
 
         Schulman et al. (2017), *Proximal Policy Optimization Algorithms*.
     """
 
-    num_envs: int = size(2048)
-    unroll_length: int = size(30)
-    num_unrolls: int = size(16)
-    num_minibatches: int = size(32)
-    num_epochs: int = size(16)
-    policy_width: int = size(32)
-    policy_depth: int = size(4)
-    value_width: int = size(256)
-    value_depth: int = size(5)
+    num_envs: int = static_field(2048)
+    unroll_length: int = static_field(30)
+    num_unrolls: int = static_field(16)
+    num_minibatches: int = static_field(32)
+    num_epochs: int = static_field(16)
+    policy_width: int = static_field(32)
+    policy_depth: int = static_field(4)
+    value_width: int = static_field(256)
+    value_depth: int = static_field(5)
     keep_value: bool = eqx.field(static=True, default=False)
     keep_encoder: bool = eqx.field(static=True, default=False)
     asymmetric: bool = eqx.field(static=True, default=False)
-    learning_rate: Real = real(1e-3, above=0)
-    annealing: Real = real(0.0, at_least=0, at_most=1)
-    max_gradient_norm: Real = real(1.0, above=0)
-    discount: Real = real(0.995, at_least=0, at_most=1)
-    gae_lambda: Real = real(0.95, at_least=0, at_most=1)
-    reward_scale: Real = real(10.0, above=0)
-    clip: Real = real(0.2, above=0)
-    value_cost: Real = real(0.25, at_least=0)
+    learning_rate: Real = float_field(1e-3, above=0)
+    learning_rate_decay: Real = float_field(0.0, at_least=0, at_most=1)
+    max_gradient_norm: Real = float_field(1.0, above=0)
+    discount: Real = float_field(0.995, at_least=0, at_most=1)
+    gae_lambda: Real = float_field(0.95, at_least=0, at_most=1)
+    reward_scale: Real = float_field(10.0, above=0)
+    clip_epsilon: Real = float_field(0.2, above=0)
+    value_loss_coefficient: Real = float_field(0.25, at_least=0)
 
     @abc.abstractmethod
     def fresh_encoder(self, observation_size: int, latent_size: int, key: RandomKey) -> AbstractEncoder:
         """An encoder to begin with."""
 
     @abc.abstractmethod
-    def assess(
+    def policy_terms(
         self,
         encoder: AbstractEncoder,
         observation: Float[Array, " observation"],
         latent: Float[Array, " latent"],
         extras: PyTree[Array],
-    ) -> Assessment:
+    ) -> PolicyTerms:
         """What `encoder` says now of a step: where it was, what was drawn there, and what was remembered of it."""
 
     @abc.abstractmethod
-    def assessment_names(self) -> tuple[str, ...]:
-        """The names of the figures in an assessment."""
+    def policy_metric_names(self) -> tuple[str, ...]:
+        """The names of the metrics in an assessment."""
 
     @property
     def encoder_width(self) -> int:
@@ -125,53 +124,59 @@ class AbstractClippedLearner(AbstractLearner[ActorCritic]):
     def init(self, observation_size: int, latent_size: int, key: RandomKey) -> ActorCritic:
         encoder_key, value_key = jax.random.split(key)
         encoder = self.fresh_encoder(observation_size, latent_size, encoder_key)
-        value = perceptron(observation_size, 1, self.value_width, self.value_depth, key=value_key)
-        return self._begin(encoder, value)
+        value = mlp(observation_size, 1, self.value_width, self.value_depth, key=value_key)
+        return self._initial_state(encoder, value)
 
-    def restart(self, memory: ActorCritic, observation_size: int, latent_size: int, key: RandomKey) -> ActorCritic:
+    def restart(
+        self, learner_state: ActorCritic, observation_size: int, latent_size: int, key: RandomKey
+    ) -> ActorCritic:
         fresh = self.init(observation_size, latent_size, key)
-        memory = where(is_finite(memory), memory, fresh)  # a stage that diverged leaves nothing to keep
-        encoder = self.next_encoder(memory.encoder, fresh.encoder)
+        learner_state = optax.tree.where(
+            all_finite(learner_state), learner_state, fresh
+        )  # a stage that diverged leaves nothing to keep
+        encoder = self.next_encoder(learner_state.encoder, fresh.encoder)
         if not self.keep_value:
-            return self._begin(encoder, fresh.value)
-        encoder = eqx.tree_at(lambda e: e.statistics, encoder, memory.encoder.statistics)
-        return self._begin(encoder, memory.value)
+            return self._initial_state(encoder, fresh.value)
+        encoder = eqx.tree_at(lambda e: e.statistics, encoder, learner_state.encoder.statistics)
+        return self._initial_state(encoder, learner_state.value)
 
     def next_encoder(self, last: AbstractEncoder, fresh: AbstractEncoder) -> AbstractEncoder:
         """What a stage begins with, of the encoder that the last one ended with and a fresh one."""
         return last if self.keep_encoder else fresh
 
-    def encoder(self, memory: ActorCritic) -> AbstractEncoder:
-        return memory.encoder
+    def encoder(self, learner_state: ActorCritic) -> AbstractEncoder:
+        return learner_state.encoder
 
     def metric_names(self) -> tuple[str, ...]:
-        return ("policy_loss", "value_loss", "approximate_kl", "clip_fraction", *self.assessment_names())
+        return ("policy_loss", "value_loss", "approximate_kl", "clip_fraction", *self.policy_metric_names())
 
     def check(self) -> None:
         check_minibatches(self.num_minibatches, self.steps_per_update)
 
     def update(
-        self, memory: ActorCritic, experience: Experience, key: RandomKey, progress: Real = 0.0
+        self, learner_state: ActorCritic, experience: Experience, key: RandomKey, progress: Real = 0.0
     ) -> tuple[ActorCritic, dict[str, Float[Array, ""]]]:
-        batch = self._batch(memory, experience)
+        batch = self._batch(learner_state, experience)
         optimiser = self._optimiser(progress)
 
-        def epoch(memory: ActorCritic, key: RandomKey) -> tuple[ActorCritic, dict[str, Array]]:
+        def epoch(learner_state: ActorCritic, key: RandomKey) -> tuple[ActorCritic, dict[str, Array]]:
             order = shuffle(key, batch.advantage.shape[0])
             minibatches = order.reshape(self.num_minibatches, -1)
 
-            def step(memory: ActorCritic, chosen: Int[Array, " minibatch"]) -> tuple[ActorCritic, dict[str, Array]]:
-                return self._gradient_step(memory, jax.tree.map(lambda leaf: leaf[chosen], batch), optimiser)
+            def step(
+                learner_state: ActorCritic, chosen: Int[Array, " minibatch"]
+            ) -> tuple[ActorCritic, dict[str, Array]]:
+                return self._gradient_step(learner_state, jax.tree.map(lambda leaf: leaf[chosen], batch), optimiser)
 
-            return jax.lax.scan(step, memory, minibatches)
+            return jax.lax.scan(step, learner_state, minibatches)
 
-        memory, metrics = jax.lax.scan(epoch, memory, jax.random.split(key, self.num_epochs))
+        learner_state, metrics = jax.lax.scan(epoch, learner_state, jax.random.split(key, self.num_epochs))
         # Only now: with other statistics the first ratios would not be 1, and those of narrow policies all be clipped.
-        statistics = memory.encoder.statistics.update(experience.observation)
-        memory = eqx.tree_at(lambda m: m.encoder.statistics, memory, statistics)
-        return memory, {name: jnp.mean(figures) for name, figures in metrics.items()}
+        statistics = learner_state.encoder.statistics.update(experience.observation)
+        learner_state = eqx.tree_at(lambda m: m.encoder.statistics, learner_state, statistics)
+        return learner_state, {name: jnp.mean(metrics) for name, metrics in metrics.items()}
 
-    def _begin(self, encoder: AbstractEncoder, value: eqx.nn.MLP) -> ActorCritic:
+    def _initial_state(self, encoder: AbstractEncoder, value: eqx.nn.MLP) -> ActorCritic:
         trainable, _ = split_trainable((encoder, value))
         return ActorCritic(encoder, value, self._optimiser().init(trainable))
 
@@ -179,17 +184,17 @@ class AbstractClippedLearner(AbstractLearner[ActorCritic]):
         return usually_promoting(
             optax.chain(
                 optax.clip_by_global_norm(self.max_gradient_norm),  # pyright: ignore[reportArgumentType]
-                optax.adam(self.learning_rate * (1 - self.annealing * progress)),  # pyright: ignore[reportArgumentType]
+                optax.adam(self.learning_rate * (1 - self.learning_rate_decay * progress)),  # pyright: ignore[reportArgumentType]
             )
         )
 
-    def _batch(self, memory: ActorCritic, experience: Experience) -> Batch:
+    def _batch(self, learner_state: ActorCritic, experience: Experience) -> Batch:
         """Everything that the gradient steps of one iteration need, computed once, in one flat list of steps."""
 
         def values(observation: Float[Array, "time envs observation"]) -> Float[Array, "time envs"]:
             # One flat batch: with two axes every product of matrices would have transposes around it.
-            rows = memory.encoder.statistics.normalise(observation).reshape(-1, observation.shape[-1])
-            return map_rows(memory.value, rows, self.value_width).reshape(observation.shape[:-1])
+            rows = learner_state.encoder.statistics.normalise(observation).reshape(-1, observation.shape[-1])
+            return map_rows(learner_state.value, rows, self.value_width).reshape(observation.shape[:-1])
 
         advantage, target = generalised_advantage(
             self.reward_scale * experience.reward,
@@ -204,9 +209,9 @@ class AbstractClippedLearner(AbstractLearner[ActorCritic]):
         return Batch(*jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), steps))
 
     def _gradient_step(
-        self, memory: ActorCritic, batch: Batch, optimiser: optax.GradientTransformation
+        self, learner_state: ActorCritic, batch: Batch, optimiser: optax.GradientTransformation
     ) -> tuple[ActorCritic, dict[str, Array]]:
-        trainable, rest = split_trainable((memory.encoder, memory.value))
+        trainable, rest = split_trainable((learner_state.encoder, learner_state.value))
         batch = eqx.tree_at(lambda b: b.advantage, batch, standardise(batch.advantage))
 
         def loss(trainable: PyTree, steps: Batch) -> tuple[Float[Array, ""], dict[str, Array]]:
@@ -214,33 +219,33 @@ class AbstractClippedLearner(AbstractLearner[ActorCritic]):
             return self._loss(encoder, value, steps)
 
         gradient, metrics = mean_gradient(loss, trainable, batch, max(self.encoder_width, self.value_width))
-        updates, optimiser_state = optimiser.update(gradient, memory.optimiser_state)
+        updates, optimiser_state = optimiser.update(gradient, learner_state.optimiser_state)
         encoder, value = eqx.combine(eqx.apply_updates(trainable, updates), rest)
         return ActorCritic(encoder, value, optimiser_state), metrics
 
     def _loss(
         self, encoder: AbstractEncoder, value: eqx.nn.MLP, batch: Batch
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
-        """Of steps whose advantages have been standardised; a mean over steps, as all of the figures are."""
+        """Of steps whose advantages have been standardised; a mean over steps, as all of the metrics are."""
         step = (batch.observation, batch.latent, batch.extras)
-        assessment = jax.vmap(self.assess, in_axes=(None, 0, 0, 0))(encoder, *step)
-        log_ratio = assessment.log_ratio
-        objective = clipped_objective(log_ratio, batch.advantage, self.clip, asymmetric=self.asymmetric)
+        terms = jax.vmap(self.policy_terms, in_axes=(None, 0, 0, 0))(encoder, *step)
+        log_ratio = terms.log_ratio
+        objective = clipped_objective(log_ratio, batch.advantage, self.clip_epsilon, asymmetric=self.asymmetric)
         values = jax.vmap(value)(encoder.statistics.normalise(batch.observation))[:, 0]
         value_loss = jnp.mean((values - batch.target) ** 2)
-        return -objective + self.value_cost * value_loss + jnp.mean(assessment.cost), {
+        return -objective + self.value_loss_coefficient * value_loss + jnp.mean(terms.cost), {
             "policy_loss": -objective,
             "value_loss": value_loss,
             "approximate_kl": jnp.mean(jnp.expm1(log_ratio) - log_ratio),
-            "clip_fraction": jnp.mean(jnp.abs(jnp.expm1(log_ratio)) > self.clip),
-            **{name: jnp.mean(figures) for name, figures in assessment.metrics.items()},
+            "clip_fraction": jnp.mean(jnp.abs(jnp.expm1(log_ratio)) > self.clip_epsilon),
+            **{name: jnp.mean(metrics) for name, metrics in terms.metrics.items()},
         }
 
 
 def clipped_objective(
     log_ratio: Float[Array, "batch ratios"],
     advantage: Float[Array, " batch"],
-    clip: Real,
+    clip_epsilon: Real,
     *,
     asymmetric: bool = False,
 ) -> Float[Array, ""]:
@@ -251,7 +256,7 @@ def clipped_objective(
     - `log_ratio`: the logarithms of new over old likelihood. PPO has one for each action; methods that see an action in
         several ways (by Monte-Carlo sample, by denoising step) have several, each clipped on its own.
     - `advantage`: what each action was worth.
-    - `clip`: how far from 1 a ratio is rewarded for moving, ε.
+    - `clip_epsilon`: how far from 1 a ratio is rewarded for moving, ε.
     - `asymmetric`: where the advantage A is negative, `ratio A - |A|/(2ε) (ratio - 1)²` instead: a pull back to the
         trust region rather than a gradient of zero outside it.
 
@@ -262,9 +267,9 @@ def clipped_objective(
     """
     ratio = jnp.exp(log_ratio)
     gain = advantage[:, None]
-    objective = jnp.minimum(ratio * gain, jnp.clip(ratio, 1 - clip, 1 + clip) * gain)
+    objective = jnp.minimum(ratio * gain, jnp.clip(ratio, 1 - clip_epsilon, 1 + clip_epsilon) * gain)
     if asymmetric:
-        pulled = ratio * gain - jnp.abs(gain) / (2 * clip) * (ratio - 1) ** 2
+        pulled = ratio * gain - jnp.abs(gain) / (2 * clip_epsilon) * (ratio - 1) ** 2
         objective = jnp.where(gain >= 0, objective, pulled)
     return jnp.mean(objective)
 

@@ -6,13 +6,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .._gaussian import log_density
-from .._hyperparameters import real, size
+from .._hyperparameters import float_field, static_field
 from .._network import ConditionalField
 from .._statistics import RunningStatistics
 from .._trainable import Constant
 from .._types import RandomKey, Real
 from ._base import AbstractEncoder
-from ._clipped import AbstractClippedLearner, Assessment
+from ._clipped import AbstractClippedLearner, PolicyTerms
 from ._velocity import fresh_velocity
 
 
@@ -116,10 +116,10 @@ class DPPO(AbstractClippedLearner):
     """
 
     on_actions: bool = eqx.field(static=True, default=True, init=False)
-    learning_rate: Real = real(3e-4, above=0)
-    num_steps: int = size(10)
-    step_std: Real = real(0.05, above=0)
-    num_frequencies: int = size(4)
+    learning_rate: Real = float_field(3e-4, above=0)
+    num_steps: int = static_field(10)
+    step_std: Real = float_field(0.05, above=0)
+    num_frequencies: int = static_field(4)
 
     def fresh_encoder(self, observation_size: int, latent_size: int, key: RandomKey) -> ChainEncoder:
         return ChainEncoder(
@@ -134,16 +134,16 @@ class DPPO(AbstractClippedLearner):
     def encoder_width(self) -> int:
         return self.policy_width * self.num_steps
 
-    def assessment_names(self) -> tuple[str, ...]:
+    def policy_metric_names(self) -> tuple[str, ...]:
         return ()
 
-    def assess(
+    def policy_terms(
         self,
         encoder: AbstractEncoder,
         observation: Float[Array, " observation"],
         latent: Float[Array, " latent"],
         extras: Chain,
-    ) -> Assessment:
+    ) -> PolicyTerms:
         assert isinstance(encoder, ChainEncoder)
         log_ratio = encoder.log_densities(observation, extras.points) - extras.log_density
-        return Assessment(log_ratio, jnp.zeros(()), {})
+        return PolicyTerms(log_ratio, jnp.zeros(()), {})

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .._gaussian import log_density, mean_and_std, standard_outputs
-from .._network import perceptron
+from .._network import mlp
 from .._shapes import check_vector
 from .._statistics import RunningStatistics
 from .._types import RandomKey
@@ -38,7 +38,7 @@ class GaussianEncoder(AbstractEncoder):
         - `key`: decides the initial weights.
         - `normalised`: whether a layer norm follows each hidden layer.
         """
-        network = perceptron(observation_size, 2 * latent_size, width, depth, key=key, normalised=normalised)
+        network = mlp(observation_size, 2 * latent_size, width, depth, key=key, normalised=normalised)
         return GaussianEncoder(network=network, statistics=RunningStatistics.empty(observation_size)).at_prior()
 
     def at_prior(self) -> "GaussianEncoder":

@@ -5,14 +5,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .._flow import follow
-from .._hyperparameters import real, size
+from .._flow import integrate_flow
+from .._hyperparameters import float_field, static_field
 from .._network import ConditionalField
 from .._ode import Integrator
 from .._statistics import RunningStatistics
 from .._types import RandomKey, Real
 from ._base import AbstractEncoder
-from ._clipped import AbstractClippedLearner, Assessment
+from ._clipped import AbstractClippedLearner, PolicyTerms
 from ._velocity import fresh_velocity
 
 _MAX_LOG_RATIO = 3.0  # where the difference of two losses is clipped before the exponential
@@ -35,14 +35,14 @@ class FlowEncoder(AbstractEncoder):
     - `statistics`: those of the observations so far.
     - `latent_size`: the length of actions.
     - `num_steps`: Euler steps.
-    - `num_draws`: draws of noise and time that are remembered of each action.
+    - `num_noise_samples`: draws of noise and time that are remembered of each action.
     """
 
     velocity: ConditionalField
     statistics: RunningStatistics
     latent_size: int = eqx.field(static=True)
     num_steps: int = eqx.field(static=True)
-    num_draws: int = eqx.field(static=True)
+    num_noise_samples: int = eqx.field(static=True)
 
     def sample(
         self, observation: Float[Array, " observation"], key: RandomKey
@@ -50,8 +50,8 @@ class FlowEncoder(AbstractEncoder):
         """An action before `tanh`, and losses to compare later ones with."""
         start_key, noise_key, time_key = jax.random.split(key, 3)
         action = self.from_noise(observation, jax.random.normal(start_key, self.noise_shape))
-        noise = jax.random.normal(noise_key, (self.num_draws, self.latent_size))
-        time = jax.random.randint(time_key, (self.num_draws,), 0, self.num_steps) / self.num_steps
+        noise = jax.random.normal(noise_key, (self.num_noise_samples, self.latent_size))
+        time = jax.random.randint(time_key, (self.num_noise_samples,), 0, self.num_steps) / self.num_steps
         return action, FlowDraws(noise, time, self.losses(observation, action, noise, time))
 
     @property
@@ -64,7 +64,7 @@ class FlowEncoder(AbstractEncoder):
     ) -> Float[Array, " latent"]:
         """Where the flow that starts at `noise` ends."""
         normalised = self.statistics.normalise_one(observation)
-        return follow(self.velocity, normalised, noise, Integrator(num_steps=self.num_steps))
+        return integrate_flow(self.velocity, normalised, noise, Integrator(num_steps=self.num_steps))
 
     def losses(
         self,
@@ -95,7 +95,7 @@ class FPO(AbstractClippedLearner):
     Those of [`AbstractClippedLearner`][], and
 
     - `num_steps`: Euler steps from noise to action; the loss is taken at their times.
-    - `num_draws`: draws of noise and time for each action.
+    - `num_noise_samples`: draws of noise and time for each action.
     - `average_losses`: average the losses over the draws before the exponential, as the FPO paper does, for one ratio
         per action. The GoRL paper's baseline has one ratio per draw.
     - `num_frequencies`: frequencies that the time is embedded with.
@@ -107,12 +107,12 @@ class FPO(AbstractClippedLearner):
     """
 
     on_actions: bool = eqx.field(static=True, default=True, init=False)
-    learning_rate: Real = real(3e-4, above=0)
-    clip: Real = real(0.05, above=0)
-    num_steps: int = size(10)
-    num_draws: int = size(8)
+    learning_rate: Real = float_field(3e-4, above=0)
+    clip_epsilon: Real = float_field(0.05, above=0)
+    num_steps: int = static_field(10)
+    num_noise_samples: int = static_field(8)
     average_losses: bool = eqx.field(static=True, default=False)
-    num_frequencies: int = size(4)
+    num_frequencies: int = static_field(4)
 
     def fresh_encoder(self, observation_size: int, latent_size: int, key: RandomKey) -> FlowEncoder:
         return FlowEncoder(
@@ -120,27 +120,27 @@ class FPO(AbstractClippedLearner):
             statistics=RunningStatistics.empty(observation_size),
             latent_size=latent_size,
             num_steps=self.num_steps,
-            num_draws=self.num_draws,
+            num_noise_samples=self.num_noise_samples,
         )
 
     @property
     def encoder_width(self) -> int:
-        return self.policy_width * self.num_draws
+        return self.policy_width * self.num_noise_samples
 
-    def assessment_names(self) -> tuple[str, ...]:
+    def policy_metric_names(self) -> tuple[str, ...]:
         return ("flow_loss",)
 
-    def assess(
+    def policy_terms(
         self,
         encoder: AbstractEncoder,
         observation: Float[Array, " observation"],
         latent: Float[Array, " latent"],
         extras: FlowDraws,
-    ) -> Assessment:
+    ) -> PolicyTerms:
         assert isinstance(encoder, FlowEncoder)
         loss = encoder.losses(observation, latent, extras.noise, extras.time)
         log_ratio = extras.loss - loss
         if self.average_losses:
             log_ratio = jnp.mean(log_ratio, keepdims=True)
         log_ratio = jnp.clip(log_ratio, -_MAX_LOG_RATIO, _MAX_LOG_RATIO)
-        return Assessment(log_ratio, jnp.zeros(()), {"flow_loss": jnp.mean(loss)})
+        return PolicyTerms(log_ratio, jnp.zeros(()), {"flow_loss": jnp.mean(loss)})

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .._gaussian import entropy, entropy_after_tanh, log_density
-from .._hyperparameters import real
+from .._hyperparameters import float_field
 from .._types import RandomKey, Real
 from ._base import AbstractEncoder
-from ._clipped import AbstractClippedLearner, Assessment
+from ._clipped import AbstractClippedLearner, PolicyTerms
 from ._encoder import GaussianEncoder
 
 
@@ -24,8 +24,8 @@ class PPO(AbstractClippedLearner):
     - `keep_features`: begin a stage with the hidden layers that the encoder has, and the statistics that its inputs are
         normalised with, under a fresh last layer. It starts at N(0, I) like any fresh encoder, but need not learn again
         what matters in an observation. The paper does not.
-    - `entropy_cost`: weight of the entropy of the latent.
-    - `latent_cost`: weight β of `mean μ² + mean σ²`, which pulls the encoder towards small latents.
+    - `entropy_coefficient`: weight of the entropy of the latent.
+    - `latent_coefficient`: weight β of `mean μ² + mean σ²`, which pulls the encoder towards small latents.
 
     ??? cite "Reference"
 
@@ -34,8 +34,8 @@ class PPO(AbstractClippedLearner):
 
     on_actions: bool = eqx.field(static=True, default=False)
     keep_features: bool = eqx.field(static=True, default=False)
-    entropy_cost: Real = real(1e-2, at_least=0)
-    latent_cost: Real = real(0.0, at_least=0)
+    entropy_coefficient: Real = float_field(1e-2, at_least=0)
+    latent_coefficient: Real = float_field(0.0, at_least=0)
 
     def fresh_encoder(self, observation_size: int, latent_size: int, key: RandomKey) -> GaussianEncoder:
         return GaussianEncoder.init(observation_size, latent_size, self.policy_width, self.policy_depth, key)
@@ -46,23 +46,23 @@ class PPO(AbstractClippedLearner):
         assert isinstance(last, GaussianEncoder)
         return last.at_prior()
 
-    def assessment_names(self) -> tuple[str, ...]:
+    def policy_metric_names(self) -> tuple[str, ...]:
         return ("entropy", "latent_mean_square", "latent_std")
 
-    def assess(
+    def policy_terms(
         self,
         encoder: AbstractEncoder,
         observation: Float[Array, " observation"],
         latent: Float[Array, " latent"],
         extras: Float[Array, ""],
-    ) -> Assessment:
+    ) -> PolicyTerms:
         assert isinstance(encoder, GaussianEncoder)
         mean, std = encoder.distribution(observation)
         log_ratio = log_density(latent, mean, std) - extras
-        spread = entropy_after_tanh(mean, std) if self.on_actions else entropy(std)
+        seed_sharding = entropy_after_tanh(mean, std) if self.on_actions else entropy(std)
         mean_square = jnp.mean(mean**2)
-        return Assessment(
+        return PolicyTerms(
             log_ratio[None],
-            self.latent_cost * (mean_square + jnp.mean(std**2)) - self.entropy_cost * spread,
-            {"entropy": spread, "latent_mean_square": mean_square, "latent_std": jnp.mean(std)},
+            self.latent_coefficient * (mean_square + jnp.mean(std**2)) - self.entropy_coefficient * seed_sharding,
+            {"entropy": seed_sharding, "latent_mean_square": mean_square, "latent_std": jnp.mean(std)},
         )

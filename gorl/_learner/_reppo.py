@@ -11,17 +11,16 @@ import optax
 from jaxtyping import Array, Float, Int, PyTree
 
 from .._advantage import lambda_returns
-from .._blocks import map_rows, mean_gradient
+from .._backend import map_rows, mean_gradient, shuffle
 from .._categorical import Bins
 from .._errors import InputError, unknown_name
 from .._gaussian import divergence as kl_divergence, log_over_prior
-from .._hyperparameters import real, size
-from .._network import perceptron
+from .._hyperparameters import float_field, static_field
+from .._network import mlp
 from .._promotion import usually_promoting
-from .._shuffle import shuffle
 from .._statistics import RunningStatistics
 from .._trainable import split_trainable
-from .._tree import is_finite, where
+from .._tree import all_finite
 from .._types import RandomKey, Real
 from ._base import AbstractLearner, Experience, check_minibatches
 from ._encoder import GaussianEncoder
@@ -42,10 +41,10 @@ class Critic(eqx.Module):
 
     trunk: eqx.nn.MLP
     head: eqx.nn.MLP
-    outlook: eqx.nn.MLP | None
+    auxiliary_head: eqx.nn.MLP | None
 
 
-class REPPOMemory(eqx.Module):
+class REPPOState(eqx.Module):
     """What REPPO carries from update to update."""
 
     encoder: GaussianEncoder
@@ -67,7 +66,7 @@ class Batch(eqx.Module):
     target: Float[Array, " batch"]
 
 
-class REPPO(AbstractLearner[REPPOMemory]):
+class REPPO(AbstractLearner[REPPOState]):
     """Relative entropy pathwise policy optimisation of a Gaussian encoder, with the values of its paper.
 
     It has neither a replay buffer nor target networks. One iteration gathers
@@ -84,7 +83,7 @@ class REPPO(AbstractLearner[REPPOMemory]):
     - `policy_width`, `policy_depth`, `value_width`, `value_depth`: hidden layers.
     - `policy_norm`, `value_norm`: whether a layer norm follows each of them.
     - `num_bins`: of the critic.
-    - `predicts_outlook`: the critic also learns to predict the reward and its own features of the next step.
+    - `auxiliary_loss`: the critic also learns to predict the reward and its own features of the next step.
     - `kl_mode`: `"clipped"` follows the critic only where the divergence from the old encoder is below its bound;
         `"full"` follows it everywhere, less the weighted divergence; `"none"` lets the encoder go where it likes.
     - `on_actions`: latents are actions before `tanh`, which the critic sees after it, and the prior is uniform.
@@ -94,19 +93,19 @@ class REPPO(AbstractLearner[REPPOMemory]):
     - `learn_temperature`: move the temperature such that the divergence from the prior settles at its target.
     - `learning_rate`: Adam's, for encoder and critic.
     - `dual_learning_rate`: Adam's, for the logarithms of temperature and multiplier.
-    - `annealing`: how much of the learning rates is taken away, little by little, in the course of a run.
+    - `learning_rate_decay`: the share of the learning rates that a linear decay takes away by the end of a run.
     - `max_gradient_norm`: gradients of a greater global norm are scaled down to it.
     - `discount`, `trace_decay`: γ and λ.
     - `reward_scale`: multiplies rewards before anything is learned from them.
     - `lowest_value`, `highest_value`: the range of the critic's bins; `None` for what rewards between -0.1 and 1.2 add
         up to, after scaling. The metric `out_of_range` says how many values lie outside.
-    - `outlook_cost`: weight of the error of the outlook.
+    - `auxiliary_loss_coefficient`: weight of the error of the outlook.
     - `target_divergence`: where KL(encoder ‖ prior) is to settle, in nats per dimension. An entropy of -0.5 per
         dimension is 1.19 with `on_actions`.
     - `initial_temperature`: weight α of the divergence from the prior.
     - `kl_bound`: on KL(old encoder ‖ encoder), in nats.
     - `initial_multiplier`: weight β of that divergence.
-    - `averaging`: share of the old weights that an iteration leaves in the averaged encoder, which is evaluated and
+    - `average_decay`: share of the old weights that an iteration leaves in the averaged encoder, which is evaluated and
         kept; 0 for the newest encoder itself.
 
     ??? cite "Reference"
@@ -114,43 +113,43 @@ class REPPO(AbstractLearner[REPPOMemory]):
         Voelcker et al. (2025), *Relative Entropy Pathwise Policy Optimization*, arXiv 2507.11019.
     """
 
-    num_envs: int = size(1024)
-    unroll_length: int = size(128)
-    num_unrolls: int = size(1)
-    num_minibatches: int = size(64)
-    num_epochs: int = size(8)
-    policy_width: int = size(512)
-    policy_depth: int = size(3)
-    value_width: int = size(512)
-    value_depth: int = size(3)
+    num_envs: int = static_field(1024)
+    unroll_length: int = static_field(128)
+    num_unrolls: int = static_field(1)
+    num_minibatches: int = static_field(64)
+    num_epochs: int = static_field(8)
+    policy_width: int = static_field(512)
+    policy_depth: int = static_field(3)
+    value_width: int = static_field(512)
+    value_depth: int = static_field(3)
     policy_norm: bool = eqx.field(static=True, default=True)
     value_norm: bool = eqx.field(static=True, default=True)
-    num_bins: int = size(151, at_least=2)
-    predicts_outlook: bool = eqx.field(static=True, default=False)
+    num_bins: int = static_field(151, at_least=2)
+    auxiliary_loss: bool = eqx.field(static=True, default=False)
     kl_mode: str = eqx.field(static=True, default="clipped")
     on_actions: bool = eqx.field(static=True, default=False)
     keep_critic: bool = eqx.field(static=True, default=False)
     keep_encoder: bool = eqx.field(static=True, default=False)
     keep_features: bool = eqx.field(static=True, default=False)
     learn_temperature: bool = eqx.field(static=True, default=True)
-    learning_rate: Real = real(3e-4, above=0)
-    dual_learning_rate: Real = real(3e-4, above=0)
-    annealing: Real = real(0.0, at_least=0, at_most=1)
-    max_gradient_norm: Real = real(0.5, above=0)
-    discount: Real = real(0.99, at_least=0, at_most=1)
-    trace_decay: Real = real(0.95, at_least=0, at_most=1)
-    reward_scale: Real = real(1.0, above=0)
-    lowest_value: Real | None = real(None)
-    highest_value: Real | None = real(None)
-    outlook_cost: Real = real(0.0, at_least=0)
-    target_divergence: Real = real(1.0, above=0)
-    initial_temperature: Real = real(0.01, above=0)
-    kl_bound: Real = real(0.1, above=0)
-    initial_multiplier: Real = real(0.01, above=0)
-    averaging: Real = real(0.95, at_least=0, at_most=1)
+    learning_rate: Real = float_field(3e-4, above=0)
+    dual_learning_rate: Real = float_field(3e-4, above=0)
+    learning_rate_decay: Real = float_field(0.0, at_least=0, at_most=1)
+    max_gradient_norm: Real = float_field(0.5, above=0)
+    discount: Real = float_field(0.99, at_least=0, at_most=1)
+    trace_decay: Real = float_field(0.95, at_least=0, at_most=1)
+    reward_scale: Real = float_field(1.0, above=0)
+    lowest_value: Real | None = float_field(None)
+    highest_value: Real | None = float_field(None)
+    auxiliary_loss_coefficient: Real = float_field(0.0, at_least=0)
+    target_divergence: Real = float_field(1.0, above=0)
+    initial_temperature: Real = float_field(0.01, above=0)
+    kl_bound: Real = float_field(0.1, above=0)
+    initial_multiplier: Real = float_field(0.01, above=0)
+    average_decay: Real = float_field(0.95, at_least=0, at_most=1)
 
-    def init(self, observation_size: int, latent_size: int, key: RandomKey) -> REPPOMemory:
-        encoder_key, trunk_key, head_key, outlook_key = jax.random.split(key, 4)
+    def init(self, observation_size: int, latent_size: int, key: RandomKey) -> REPPOState:
+        encoder_key, trunk_key, head_key, auxiliary_key = jax.random.split(key, 4)
         encoder = GaussianEncoder.init(
             observation_size,
             latent_size,
@@ -161,7 +160,7 @@ class REPPO(AbstractLearner[REPPOMemory]):
         )
         width, depth = self.value_width, self.value_depth
         # The features are the output of the last hidden layer, so that the head is a single layer.
-        trunk = perceptron(
+        trunk = mlp(
             observation_size + latent_size,
             width,
             width,
@@ -170,30 +169,32 @@ class REPPO(AbstractLearner[REPPOMemory]):
             normalised=self.value_norm,
             is_hidden=True,
         )
-        head = perceptron(width, self.num_bins, width, 0, key=head_key)
+        head = mlp(width, self.num_bins, width, 0, key=head_key)
         sure_of_zero = _CONFIDENCE * self._bins.project(jnp.zeros(()))
         head = eqx.tree_at(lambda h: h.layers[-1].bias, head, sure_of_zero)
-        outlook = perceptron(width, width + 1, width, 1, key=outlook_key) if self.predicts_outlook else None
-        return self._begin(encoder, Critic(trunk, head, outlook))
+        auxiliary_head = mlp(width, width + 1, width, 1, key=auxiliary_key) if self.auxiliary_loss else None
+        return self._initial_state(encoder, Critic(trunk, head, auxiliary_head))
 
-    def restart(self, memory: REPPOMemory, observation_size: int, latent_size: int, key: RandomKey) -> REPPOMemory:
+    def restart(self, learner_state: REPPOState, observation_size: int, latent_size: int, key: RandomKey) -> REPPOState:
         fresh = self.init(observation_size, latent_size, key)
-        memory = where(is_finite(memory), memory, fresh)  # a stage that diverged leaves nothing to keep
+        learner_state = optax.tree.where(
+            all_finite(learner_state), learner_state, fresh
+        )  # a stage that diverged leaves nothing to keep
         encoder = fresh.encoder
         if self.keep_encoder:
-            encoder = memory.encoder
+            encoder = learner_state.encoder
         elif self.keep_features:
-            encoder = memory.encoder.at_prior()
+            encoder = learner_state.encoder.at_prior()
         if not self.keep_critic:
-            return self._begin(encoder, fresh.critic)
-        encoder = eqx.tree_at(lambda e: e.statistics, encoder, memory.encoder.statistics)
-        return self._begin(encoder, memory.critic)
+            return self._initial_state(encoder, fresh.critic)
+        encoder = eqx.tree_at(lambda e: e.statistics, encoder, learner_state.encoder.statistics)
+        return self._initial_state(encoder, learner_state.critic)
 
-    def encoder(self, memory: REPPOMemory) -> GaussianEncoder:
-        return memory.encoder
+    def encoder(self, learner_state: REPPOState) -> GaussianEncoder:
+        return learner_state.encoder
 
-    def evaluated_encoder(self, memory: REPPOMemory) -> GaussianEncoder:
-        return memory.averaged_encoder
+    def evaluated_encoder(self, learner_state: REPPOState) -> GaussianEncoder:
+        return learner_state.averaged_encoder
 
     def metric_names(self) -> tuple[str, ...]:
         return (
@@ -227,47 +228,49 @@ class REPPO(AbstractLearner[REPPOMemory]):
                 f"learner.lowest_value = {bins.lowest} is not below learner.highest_value = {bins.highest}: no value "
                 "lies between them."
             )
-        if not self.predicts_outlook and np.any(np.asarray(self.outlook_cost) > 0):
+        if not self.auxiliary_loss and np.any(np.asarray(self.auxiliary_loss_coefficient) > 0):
             raise InputError(
-                "learner.outlook_cost is above 0, and the critic has no outlook to learn: set "
-                "learner.predicts_outlook to true."
+                "learner.auxiliary_loss_coefficient is above 0, and the critic has no outlook to learn: set "
+                "learner.auxiliary_loss to true."
             )
 
     def update(
-        self, memory: REPPOMemory, experience: Experience, key: RandomKey, progress: Real = 0.0
-    ) -> tuple[REPPOMemory, dict[str, Float[Array, ""]]]:
+        self, learner_state: REPPOState, experience: Experience, key: RandomKey, progress: Real = 0.0
+    ) -> tuple[REPPOState, dict[str, Float[Array, ""]]]:
         target_key, key = jax.random.split(key)
-        batch = self._batch(memory, experience, target_key)
-        old, scale = memory.encoder, 1 - self.annealing * progress
+        batch = self._batch(learner_state, experience, target_key)
+        old, scale = learner_state.encoder, 1 - self.learning_rate_decay * progress
 
-        def epoch(memory: REPPOMemory, key: RandomKey) -> tuple[REPPOMemory, dict[str, Array]]:
+        def epoch(learner_state: REPPOState, key: RandomKey) -> tuple[REPPOState, dict[str, Array]]:
             order_key, step_key = jax.random.split(key)
             minibatches = shuffle(order_key, batch.target.shape[0]).reshape(self.num_minibatches, -1)
 
             def step(
-                memory: REPPOMemory, inputs: tuple[Int[Array, " minibatch"], RandomKey]
-            ) -> tuple[REPPOMemory, dict[str, Array]]:
+                learner_state: REPPOState, inputs: tuple[Int[Array, " minibatch"], RandomKey]
+            ) -> tuple[REPPOState, dict[str, Array]]:
                 chosen, key = inputs
-                return self._gradient_steps(memory, old, jax.tree.map(lambda leaf: leaf[chosen], batch), key, scale)
+                return self._gradient_steps(
+                    learner_state, old, jax.tree.map(lambda leaf: leaf[chosen], batch), key, scale
+                )
 
-            return jax.lax.scan(step, memory, (minibatches, jax.random.split(step_key, self.num_minibatches)))
+            return jax.lax.scan(step, learner_state, (minibatches, jax.random.split(step_key, self.num_minibatches)))
 
-        memory, metrics = jax.lax.scan(epoch, memory, jax.random.split(key, self.num_epochs))
+        learner_state, metrics = jax.lax.scan(epoch, learner_state, jax.random.split(key, self.num_epochs))
         # Only now: with other statistics the encoder would be another one than that which gathered the steps.
-        statistics = memory.encoder.statistics.update(experience.observation)
-        encoder = eqx.tree_at(lambda e: e.statistics, memory.encoder, statistics)
-        memory = eqx.tree_at(
-            lambda m: (m.encoder, m.averaged_encoder), memory, (encoder, self._averaged(memory, encoder))
+        statistics = learner_state.encoder.statistics.update(experience.observation)
+        encoder = eqx.tree_at(lambda e: e.statistics, learner_state.encoder, statistics)
+        learner_state = eqx.tree_at(
+            lambda m: (m.encoder, m.averaged_encoder), learner_state, (encoder, self._averaged(learner_state, encoder))
         )
-        return memory, {name: jnp.mean(figures) for name, figures in metrics.items()}
+        return learner_state, {name: jnp.mean(metric) for name, metric in metrics.items()}
 
-    def _begin(self, encoder: GaussianEncoder, critic: Critic) -> REPPOMemory:
+    def _initial_state(self, encoder: GaussianEncoder, critic: Critic) -> REPPOState:
         log_temperature, log_multiplier = (
             jnp.log(jnp.asarray(number, jnp.float32)) for number in (self.initial_temperature, self.initial_multiplier)
         )
         duals = (log_temperature, log_multiplier)
         states = tuple(self._optimiser().init(split_trainable(part)[0]) for part in (encoder, critic, duals))
-        return REPPOMemory(encoder, encoder, critic, *duals, states)  # pyright: ignore[reportArgumentType]
+        return REPPOState(encoder, encoder, critic, *duals, states)  # pyright: ignore[reportArgumentType]
 
     def _optimiser(self) -> optax.GradientTransformation:
         """Steps of size 1, to be scaled by a learning rate that may change in the course of a run."""
@@ -285,21 +288,21 @@ class REPPO(AbstractLearner[REPPOMemory]):
         highest = 1.2 * horizon if self.highest_value is None else self.highest_value
         return Bins(lowest, highest, self.num_bins)
 
-    def _averaged(self, memory: REPPOMemory, encoder: GaussianEncoder) -> GaussianEncoder:
+    def _averaged(self, learner_state: REPPOState, encoder: GaussianEncoder) -> GaussianEncoder:
         newest, rest = split_trainable(encoder)
-        before, _ = split_trainable(memory.averaged_encoder)
-        mixed: Any = optax.incremental_update(newest, before, 1 - self.averaging)  # pyright: ignore[reportArgumentType]
+        before, _ = split_trainable(learner_state.averaged_encoder)
+        mixed: Any = optax.incremental_update(newest, before, 1 - self.average_decay)  # pyright: ignore[reportArgumentType]
         return eqx.combine(mixed, rest)
 
-    def _batch(self, memory: REPPOMemory, experience: Experience, key: RandomKey) -> Batch:
+    def _batch(self, learner_state: REPPOState, experience: Experience, key: RandomKey) -> Batch:
         """Everything that the gradient steps of one iteration need, computed once, in one flat list of steps."""
         shape = experience.reward.shape
         steps = (experience.observation, experience.latent, experience.next_observation)
         observation, latent, next_observation = (leaf.reshape(-1, leaf.shape[-1]) for leaf in steps)
-        next_latent, next_divergence = self._draw(memory.encoder, next_observation, key)
-        next_value = self._values(memory.critic, memory.encoder.statistics, next_observation, next_latent)
+        next_latent, next_divergence = self._draw(learner_state.encoder, next_observation, key)
+        next_value = self._values(learner_state.critic, learner_state.encoder.statistics, next_observation, next_latent)
         # A next step also pays for how far its latent strays from the prior.
-        next_value = next_value - jnp.exp(memory.log_temperature) * next_divergence
+        next_value = next_value - jnp.exp(learner_state.log_temperature) * next_divergence
         reward = self.reward_scale * experience.reward
         target = lambda_returns(
             reward,
@@ -312,15 +315,15 @@ class REPPO(AbstractLearner[REPPOMemory]):
         return Batch(observation, latent, reward.reshape(-1), next_observation, next_latent, target.reshape(-1))
 
     def _gradient_steps(
-        self, memory: REPPOMemory, old: GaussianEncoder, batch: Batch, key: RandomKey, scale: Real
-    ) -> tuple[REPPOMemory, dict[str, Array]]:
-        encoder_state, critic_state, duals_state = memory.optimiser_states
-        temperature, multiplier = jnp.exp(memory.log_temperature), jnp.exp(memory.log_multiplier)
-        statistics, bins = memory.encoder.statistics, self._bins
+        self, learner_state: REPPOState, old: GaussianEncoder, batch: Batch, key: RandomKey, scale: Real
+    ) -> tuple[REPPOState, dict[str, Array]]:
+        encoder_state, critic_state, duals_state = learner_state.optimiser_states
+        temperature, multiplier = jnp.exp(learner_state.log_temperature), jnp.exp(learner_state.log_multiplier)
+        statistics, bins = learner_state.encoder.statistics, self._bins
         width = max(self.policy_width, self.value_width)
 
         # The critic, towards the values.
-        trainable, rest = split_trainable(memory.critic)
+        trainable, rest = split_trainable(learner_state.critic)
 
         def critic_loss(trainable: PyTree, steps: Batch) -> tuple[Float[Array, ""], dict[str, Array]]:
             critic = eqx.combine(trainable, rest)
@@ -329,13 +332,15 @@ class REPPO(AbstractLearner[REPPOMemory]):
             loss = jnp.mean(optax.softmax_cross_entropy(logits, bins.project(steps.target)))
             out_of_range = jnp.mean(bins.clip(steps.target) != steps.target)
             metrics = {"critic_loss": loss, "out_of_range": out_of_range}
-            return loss + self.outlook_cost * self._outlook_error(critic, statistics, features, steps), metrics
+            return loss + self.auxiliary_loss_coefficient * self._auxiliary_loss(
+                critic, statistics, features, steps
+            ), metrics
 
         gradient, critic_metrics = mean_gradient(critic_loss, trainable, batch, width)
-        critic, critic_state = self._moved(memory.critic, gradient, critic_state, scale * self.learning_rate)
+        critic, critic_state = self._moved(learner_state.critic, gradient, critic_state, scale * self.learning_rate)
 
         # The encoder, up the critic, near the old one and near the prior.
-        trainable, rest = split_trainable(memory.encoder)
+        trainable, rest = split_trainable(learner_state.encoder)
         noise = jax.random.normal(key, batch.latent.shape)
 
         def policy_loss(trainable: PyTree, rows: tuple[Batch, Array]) -> tuple[Float[Array, ""], dict[str, Array]]:
@@ -360,11 +365,11 @@ class REPPO(AbstractLearner[REPPOMemory]):
             }
 
         gradient, metrics = mean_gradient(policy_loss, trainable, (batch, noise), width)
-        encoder, encoder_state = self._moved(memory.encoder, gradient, encoder_state, scale * self.learning_rate)
+        encoder, encoder_state = self._moved(learner_state.encoder, gradient, encoder_state, scale * self.learning_rate)
 
         # Temperature and multiplier, up where what they weigh is above its target.
         excess = metrics["divergence"] - self.target_divergence * batch.latent.shape[-1]
-        duals = (memory.log_temperature, memory.log_multiplier)
+        duals = (learner_state.log_temperature, learner_state.log_multiplier)
         gradient = (
             -temperature * excess if self.learn_temperature else jnp.zeros(()),
             -multiplier * (metrics["kl"] - self.kl_bound),
@@ -373,8 +378,10 @@ class REPPO(AbstractLearner[REPPOMemory]):
             duals, gradient, duals_state, scale * self.dual_learning_rate
         )
         states = (encoder_state, critic_state, duals_state)
-        memory = REPPOMemory(encoder, memory.averaged_encoder, critic, log_temperature, log_multiplier, states)
-        return memory, {**critic_metrics, **metrics, "temperature": temperature, "multiplier": multiplier}
+        learner_state = REPPOState(
+            encoder, learner_state.averaged_encoder, critic, log_temperature, log_multiplier, states
+        )
+        return learner_state, {**critic_metrics, **metrics, "temperature": temperature, "multiplier": multiplier}
 
     def _moved(self, part: PyTree, gradient: PyTree, state: PyTree, rate: Real) -> tuple[Any, PyTree]:
         """A part after a gradient step, and the state of its optimiser."""
@@ -410,15 +417,15 @@ class REPPO(AbstractLearner[REPPOMemory]):
         features = self._features(critic, statistics, observation, latent)
         return self._bins.mean(jax.vmap(critic.head)(features))
 
-    def _outlook_error(
+    def _auxiliary_loss(
         self, critic: Critic, statistics: RunningStatistics, features: Float[Array, "batch features"], steps: Batch
     ) -> Float[Array, ""] | float:
         """How far the features of the next step, and the reward, are from what the features of this one foretell."""
-        if critic.outlook is None:
+        if critic.auxiliary_head is None:
             return 0.0
         following = self._features(critic, statistics, steps.next_observation, steps.next_latent)
         true = jax.lax.stop_gradient(jnp.concatenate([following, steps.reward[:, None]], axis=-1))
-        return jnp.mean((jax.vmap(critic.outlook)(features) - true) ** 2)
+        return jnp.mean((jax.vmap(critic.auxiliary_head)(features) - true) ** 2)
 
 
 def _differs_from_one(discount: Real) -> bool:

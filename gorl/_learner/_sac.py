@@ -13,11 +13,11 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from .._errors import InputError
 from .._gaussian import log_over_prior
-from .._hyperparameters import count, real, size
-from .._network import perceptron
+from .._hyperparameters import float_field, int_field, static_field
+from .._network import mlp
 from .._promotion import usual_promotion, usually_promoting
 from .._trainable import split_trainable
-from .._tree import is_finite, where
+from .._tree import all_finite
 from .._types import Integer, RandomKey, Real
 from ._base import AbstractLearner, Experience
 from ._encoder import GaussianEncoder
@@ -33,7 +33,7 @@ class Transition(eqx.Module):
     next_observation: Float[Array, "*batch observation"]
 
 
-class SACMemory(eqx.Module):
+class SACState(eqx.Module):
     """What SAC carries from update to update."""
 
     encoder: GaussianEncoder
@@ -45,7 +45,7 @@ class SACMemory(eqx.Module):
     num_seen: Array  # steps of experience since the stage began
 
 
-class SAC(AbstractLearner[SACMemory]):
+class SAC(AbstractLearner[SACState]):
     """Soft actor-critic of a Gaussian encoder, with the values of the GoRL paper.
 
     A latent is the action of a decision process whose dynamics contain the frozen decoder: critics are functions of
@@ -71,7 +71,7 @@ class SAC(AbstractLearner[SACMemory]):
     - `learn_temperature`: move the temperature such that the divergence settles at `target_divergence`.
     - `learning_rate`: Adam's, for encoder, critics and temperature.
     - `discount`: γ.
-    - `smoothing`: how far the target critics move towards the critics in one gradient step, τ.
+    - `tau`: how far the target critics move towards the critics in one gradient step, τ.
     - `reward_scale`: multiplies rewards before anything is learned from them.
     - `initial_temperature`: of the divergence, α.
     - `target_divergence`: where KL(encoder ‖ prior) is to settle, in nats per dimension. The usual target entropy of -1
@@ -87,37 +87,37 @@ class SAC(AbstractLearner[SACMemory]):
         Haarnoja et al. (2018), *Soft Actor-Critic Algorithms and Applications*, equations (5) to (7) and (18).
     """
 
-    num_envs: int = size(128)
-    unroll_length: int = size(8)
-    num_unrolls: int = size(1)
-    updates_per_step: int = size(20)
-    batch_size: int = size(256)
-    buffer_size: int = size(1_000_000)
-    policy_width: int = size(256)
-    policy_depth: int = size(2)
-    value_width: int = size(256)
-    value_depth: int = size(2)
+    num_envs: int = static_field(128)
+    unroll_length: int = static_field(8)
+    num_unrolls: int = static_field(1)
+    updates_per_step: int = static_field(20)
+    batch_size: int = static_field(256)
+    buffer_size: int = static_field(1_000_000)
+    policy_width: int = static_field(256)
+    policy_depth: int = static_field(2)
+    value_width: int = static_field(256)
+    value_depth: int = static_field(2)
     keep_encoder: bool = eqx.field(static=True, default=False)
     on_actions: bool = eqx.field(static=True, default=False)
     learn_temperature: bool = eqx.field(static=True, default=True)
-    learning_rate: Real = real(3e-4, above=0)
-    discount: Real = real(0.99, at_least=0, at_most=1)
-    smoothing: Real = real(0.005, above=0, at_most=1)
-    reward_scale: Real = real(1.0, above=0)
-    initial_temperature: Real = real(1.0, above=0)
-    target_divergence: Real = real(1.0, above=0)
-    learning_starts: Integer = count(8192, at_least=0)
-    encoder_starts: Integer = count(0, at_least=0)
-    memory_limit: int = size(8192)
+    learning_rate: Real = float_field(3e-4, above=0)
+    discount: Real = float_field(0.99, at_least=0, at_most=1)
+    tau: Real = float_field(0.005, above=0, at_most=1)
+    reward_scale: Real = float_field(1.0, above=0)
+    initial_temperature: Real = float_field(1.0, above=0)
+    target_divergence: Real = float_field(1.0, above=0)
+    learning_starts: Integer = int_field(8192, at_least=0)
+    encoder_starts: Integer = int_field(0, at_least=0)
+    memory_limit: int = static_field(8192)
 
-    def init(self, observation_size: int, latent_size: int, key: RandomKey) -> SACMemory:
+    def init(self, observation_size: int, latent_size: int, key: RandomKey) -> SACState:
         self._check_memory(observation_size, latent_size)
         encoder_key, critic_key = jax.random.split(key)
         encoder = GaussianEncoder.init(observation_size, latent_size, self.policy_width, self.policy_depth, encoder_key)
 
         @eqx.filter_vmap
         def critic(key: RandomKey) -> eqx.nn.MLP:
-            return perceptron(observation_size + latent_size, 1, self.value_width, self.value_depth, key=key)
+            return mlp(observation_size + latent_size, 1, self.value_width, self.value_depth, key=key)
 
         critics = critic(jax.random.split(critic_key))
         log_temperature = jnp.log(jnp.asarray(self.initial_temperature, jnp.float32))
@@ -131,18 +131,18 @@ class SAC(AbstractLearner[SACMemory]):
         )
         optimiser_states = tuple(self._optimiser().init(part) for part in parts)
         buffer = self._buffer().init(nothing)
-        return SACMemory(encoder, critics, critics, log_temperature, optimiser_states, buffer, jnp.zeros((), jnp.int32))  # pyright: ignore[reportArgumentType]
+        return SACState(encoder, critics, critics, log_temperature, optimiser_states, buffer, jnp.zeros((), jnp.int32))  # pyright: ignore[reportArgumentType]
 
-    def restart(self, memory: SACMemory, observation_size: int, latent_size: int, key: RandomKey) -> SACMemory:
+    def restart(self, learner_state: SACState, observation_size: int, latent_size: int, key: RandomKey) -> SACState:
         fresh = self.init(observation_size, latent_size, key)
         if not self.keep_encoder:
             return fresh
         # A stage that diverged leaves nothing to keep.
-        encoder = where(is_finite(memory.encoder), memory.encoder, fresh.encoder)
+        encoder = optax.tree.where(all_finite(learner_state.encoder), learner_state.encoder, fresh.encoder)
         return eqx.tree_at(lambda m: m.encoder, fresh, encoder)
 
-    def encoder(self, memory: SACMemory) -> GaussianEncoder:
-        return memory.encoder
+    def encoder(self, learner_state: SACState) -> GaussianEncoder:
+        return learner_state.encoder
 
     def metric_names(self) -> tuple[str, ...]:
         return ("critic_loss", "policy_loss", "value", "divergence", "temperature", "latent_mean_square", "latent_std")
@@ -161,10 +161,10 @@ class SAC(AbstractLearner[SACMemory]):
             )
 
     def update(
-        self, memory: SACMemory, experience: Experience, key: RandomKey, progress: Real = 0.0
-    ) -> tuple[SACMemory, dict[str, Float[Array, ""]]]:
-        statistics = memory.encoder.statistics.update(experience.observation)
-        memory = eqx.tree_at(lambda m: m.encoder.statistics, memory, statistics)
+        self, learner_state: SACState, experience: Experience, key: RandomKey, progress: Real = 0.0
+    ) -> tuple[SACState, dict[str, Float[Array, ""]]]:
+        statistics = learner_state.encoder.statistics.update(experience.observation)
+        learner_state = eqx.tree_at(lambda m: m.encoder.statistics, learner_state, statistics)
         transitions = Transition(
             experience.observation,
             experience.latent,
@@ -172,57 +172,59 @@ class SAC(AbstractLearner[SACMemory]):
             experience.terminated,
             experience.next_observation,
         )
-        buffer = self._buffer().add(memory.buffer, transitions)
+        buffer = self._buffer().add(learner_state.buffer, transitions)
         num_steps = experience.reward.shape[0]
-        num_seen = memory.num_seen + experience.reward.size
+        num_seen = learner_state.num_seen + experience.reward.size
         begun = num_seen >= self.learning_starts
         encoder_begun = begun & (num_seen >= self.encoder_starts)
         # Gradient steps only read the buffer, and must not carry it around.
-        learned = eqx.tree_at(lambda m: (m.buffer, m.num_seen), memory, (None, num_seen))
+        learned = eqx.tree_at(lambda m: (m.buffer, m.num_seen), learner_state, (None, num_seen))
 
-        def step(memory: SACMemory, key: RandomKey) -> tuple[SACMemory, dict[str, Array]]:
+        def step(learner_state: SACState, key: RandomKey) -> tuple[SACState, dict[str, Array]]:
             sample_key, learn_key = jax.random.split(key)
             batch = self._buffer().sample(buffer, sample_key).experience
-            after, metrics = self._gradient_step(memory, batch, learn_key)
+            after, metrics = self._gradient_step(learner_state, batch, learn_key)
             # Under vmap over seeds a branch would run both ways as well, and this says so.
-            after = where(begun, after, memory)
-            return eqx.tree_at(_actor, after, where(encoder_begun, _actor(after), _actor(memory))), metrics
+            after = optax.tree.where(begun, after, learner_state)
+            return eqx.tree_at(
+                _actor, after, optax.tree.where(encoder_begun, _actor(after), _actor(learner_state))
+            ), metrics
 
         learned, metrics = jax.lax.scan(step, learned, jax.random.split(key, num_steps * self.updates_per_step))
-        memory = eqx.tree_at(lambda m: m.buffer, learned, buffer, is_leaf=lambda leaf: leaf is None)
-        return memory, {name: jnp.mean(figures) for name, figures in metrics.items()}
+        learner_state = eqx.tree_at(lambda m: m.buffer, learned, buffer, is_leaf=lambda leaf: leaf is None)
+        return learner_state, {name: jnp.mean(metric) for name, metric in metrics.items()}
 
     def _gradient_step(
-        self, memory: SACMemory, batch: Transition, key: RandomKey
-    ) -> tuple[SACMemory, dict[str, Array]]:
+        self, learner_state: SACState, batch: Transition, key: RandomKey
+    ) -> tuple[SACState, dict[str, Array]]:
         next_key, latent_key = jax.random.split(key)
-        temperature = jnp.exp(memory.log_temperature)
-        encoder_state, critic_state, temperature_state = memory.optimiser_states
+        temperature = jnp.exp(learner_state.log_temperature)
+        encoder_state, critic_state, temperature_state = learner_state.optimiser_states
 
         # The critics, towards what the encoder would get from the next state on.
-        next_latent, next_divergence = self._draw(memory.encoder, batch.next_observation, next_key)
+        next_latent, next_divergence = self._draw(learner_state.encoder, batch.next_observation, next_key)
         next_value = jnp.min(
-            self._values(memory.target_critics, memory.encoder, batch.next_observation, next_latent), 0
+            self._values(learner_state.target_critics, learner_state.encoder, batch.next_observation, next_latent), 0
         )
         going_on = self.discount * jnp.where(batch.terminated, 0.0, 1.0)
         target = self.reward_scale * batch.reward + going_on * (next_value - temperature * next_divergence)
 
         def critic_loss(critics: eqx.nn.MLP) -> Float[Array, ""]:
-            values = self._values(critics, memory.encoder, batch.observation, batch.latent)
+            values = self._values(critics, learner_state.encoder, batch.observation, batch.latent)
             return jnp.mean(jnp.sum((values - target[None]) ** 2, axis=0))
 
-        loss_of_critics, gradient = jax.value_and_grad(critic_loss)(memory.critics)
+        loss_of_critics, gradient = jax.value_and_grad(critic_loss)(learner_state.critics)
         updates, critic_state = self._optimiser().update(gradient, critic_state)
-        critics = eqx.apply_updates(memory.critics, updates)
+        critics = eqx.apply_updates(learner_state.critics, updates)
 
         # The encoder, up the critics and towards the prior.
-        trainable, rest = split_trainable(memory.encoder)
+        trainable, rest = split_trainable(learner_state.encoder)
 
         def policy_loss(trainable: PyTree) -> tuple[Float[Array, ""], tuple[Array, Array]]:
             encoder = eqx.combine(trainable, rest)
             latent, divergence = self._draw(encoder, batch.observation, latent_key)
             # The gradient of jnp.min divides by how many entries equal the result: by none where XLA rounds them twice.
-            value = jnp.minimum(*self._values(critics, memory.encoder, batch.observation, latent))
+            value = jnp.minimum(*self._values(critics, learner_state.encoder, batch.observation, latent))
             return jnp.mean(temperature * divergence - value), (divergence, value)
 
         (loss_of_policy, (divergence, value)), gradient = jax.value_and_grad(policy_loss, has_aux=True)(trainable)
@@ -230,22 +232,22 @@ class SAC(AbstractLearner[SACMemory]):
         encoder = eqx.combine(eqx.apply_updates(trainable, updates), rest)
 
         # The temperature, up where the divergence is above its target.
-        log_temperature = memory.log_temperature
+        log_temperature = learner_state.log_temperature
         if self.learn_temperature:
             excess = jnp.mean(divergence) - self.target_divergence * batch.latent.shape[-1]
             updates, temperature_state = self._optimiser().update(-temperature * excess, temperature_state)
             log_temperature = eqx.apply_updates(log_temperature, updates)
 
-        target_critics: Any = optax.incremental_update(critics, memory.target_critics, self.smoothing)  # pyright: ignore[reportArgumentType]
+        target_critics: Any = optax.incremental_update(critics, learner_state.target_critics, self.tau)  # pyright: ignore[reportArgumentType]
         mean, std = jax.vmap(encoder.distribution)(batch.observation)
-        return SACMemory(
+        return SACState(
             encoder,
             critics,  # pyright: ignore[reportArgumentType]
             target_critics,
             log_temperature,
             (encoder_state, critic_state, temperature_state),
-            memory.buffer,
-            memory.num_seen,
+            learner_state.buffer,
+            learner_state.num_seen,
         ), {
             "critic_loss": loss_of_critics,
             "policy_loss": loss_of_policy,
@@ -292,7 +294,7 @@ class SAC(AbstractLearner[SACMemory]):
             )
 
 
-def _actor(memory: SACMemory) -> tuple[PyTree, ...]:
+def _actor(learner_state: SACState) -> tuple[PyTree, ...]:
     """What stands still until the encoder learns."""
-    encoder_state, _, temperature_state = memory.optimiser_states
-    return memory.encoder, memory.log_temperature, encoder_state, temperature_state
+    encoder_state, _, temperature_state = learner_state.optimiser_states
+    return learner_state.encoder, learner_state.log_temperature, encoder_state, temperature_state

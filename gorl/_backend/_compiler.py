@@ -3,7 +3,7 @@
 import concurrent.futures
 import threading
 from collections.abc import Callable, Hashable, Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 
 class Lowered(Protocol):
@@ -12,7 +12,7 @@ class Lowered(Protocol):
     def compile(self) -> object: ...
 
 
-class CompiledAhead:
+class BackgroundCompiler:
     """Programs that are being compiled, in the order in which they will be needed; a context manager.
 
     It only warms the cache that a call of the jitted function looks into. Whoever calls it without waiting, or under
@@ -23,14 +23,14 @@ class CompiledAhead:
     - `programs`: how each of them is traced.
     """
 
-    def __init__(self, programs: Mapping[Hashable, Callable[[], Lowered]]):
+    def __init__(self, programs: Mapping[Any, Callable[[], Lowered]]):
         # Python traces one at a time. Taking turns has the first one done first; XLA compiles the one that was traced
         # beside the tracing of the next, and has little to do for more than two cores.
         self._tracing = threading.Lock()
         self._pool = concurrent.futures.ThreadPoolExecutor(max_workers=2, thread_name_prefix="gorl-compiling")
         self._compiling = {name: self._pool.submit(self._compile, lower) for name, lower in programs.items()}
 
-    def __enter__(self) -> "CompiledAhead":
+    def __enter__(self) -> "BackgroundCompiler":
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from gorl._devices import spread
+from gorl._backend import seed_sharding
 
 
 def test_there_are_two_devices():
@@ -13,7 +13,7 @@ def test_there_are_two_devices():
 
 @pytest.mark.parametrize(("number", "count"), [(1, 1), (2, 2), (3, 1), (4, 2), (9, 1), (200, 2)])
 def test_each_device_takes_as_many(number, count):
-    devices = spread(number)
+    devices = seed_sharding(number)
     if count == 1:
         assert devices is None
     else:
@@ -23,4 +23,4 @@ def test_each_device_takes_as_many(number, count):
 
 def test_a_device_that_was_chosen_has_them_all():
     with jax.default_device(jax.local_devices()[1]):
-        assert spread(2) is None
+        assert seed_sharding(2) is None

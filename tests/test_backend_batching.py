@@ -3,9 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gorl import _blocks
-from gorl._blocks import in_turn, map_rows, mean_gradient
-from gorl._network import perceptron
+from gorl._backend import _batching
+from gorl._backend._batching import map_rows, mean_gradient, sequential_vmap
+from gorl._network import mlp
 
 ROW_SIZE = 1000
 
@@ -18,7 +18,7 @@ def squared_error(network, rows):
 
 def problem(num_rows):
     network_key, input_key, target_key = jax.random.split(jax.random.key(0), 3)
-    network = perceptron(3, 1, 16, 2, key=network_key)
+    network = mlp(3, 1, 16, 2, key=network_key)
     return network, (jax.random.normal(input_key, (num_rows, 3)), jax.random.normal(target_key, (num_rows,)))
 
 
@@ -26,7 +26,7 @@ def problem(num_rows):
 @pytest.mark.parametrize(("num_rows", "num_blocks"), [(100, 1), (513, 3), (521, 1), (2048, 8)])
 def test_the_gradient_of_a_mean_is_that_of_jax(num_rows, num_blocks):
     network, rows = problem(num_rows)
-    assert _blocks._num_blocks(num_rows, ROW_SIZE) == num_blocks
+    assert _batching._num_blocks(num_rows, ROW_SIZE) == num_blocks
     ours = jax.jit(lambda network, rows: mean_gradient(squared_error, network, rows, ROW_SIZE))(network, rows)
     truth = jax.jit(jax.grad(squared_error, has_aux=True))(network, rows)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), ours, truth)
@@ -38,7 +38,7 @@ def test_on_a_cpu_large_things_are_cut_and_elsewhere_they_are_not(monkeypatch):
     def programs():
         yield jax.make_jaxpr(lambda rows: mean_gradient(squared_error, network, rows, ROW_SIZE))(rows)
         yield jax.make_jaxpr(lambda inputs: map_rows(network, inputs, ROW_SIZE))(rows[0])
-        yield jax.make_jaxpr(jax.vmap(in_turn(jax.vmap(network))))(rows[0].reshape(2, 1024, 3))
+        yield jax.make_jaxpr(jax.vmap(sequential_vmap(jax.vmap(network))))(rows[0].reshape(2, 1024, 3))
 
     assert all("scan" in str(program) for program in programs())
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
@@ -55,11 +55,11 @@ def test_in_turn_is_vmap_of_whatever_has_an_axis():
 
     for axes in ((0, None, None), (0, 0, None)):
         arguments = (several, inputs if axes[1] is None else inputs.reshape(3, 2, 3), "static")
-        ours = jax.vmap(in_turn(function), in_axes=axes)(*arguments)
+        ours = jax.vmap(sequential_vmap(function), in_axes=axes)(*arguments)
         truth = jax.vmap(function, in_axes=axes)(*arguments)
         np.testing.assert_allclose(ours["sum"], truth["sum"], rtol=1e-5)
         assert ours["key"].shape == (3,)
-    alone = in_turn(function)(network, inputs, "static")
+    alone = sequential_vmap(function)(network, inputs, "static")
     np.testing.assert_allclose(alone["sum"], function(network, inputs, "static")["sum"], rtol=1e-5)
 
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from gorl._ahead import CompiledAhead
+from gorl._backend._compiler import BackgroundCompiler
 
 WAIT = 60.0  # seconds; what is waited for comes at once, or never
 
@@ -52,7 +52,7 @@ def held():
 def test_a_call_after_waiting_compiles_nothing(compilations):
     double = jax.jit(lambda x: 2 * x + 1)
     x = jnp.arange(3.0)
-    with CompiledAhead({"double": lambda: double.lower(x)}) as programs:
+    with BackgroundCompiler({"double": lambda: double.lower(x)}) as programs:
         programs.wait("double")
     assert len(compilations) >= 1
     compilations.clear()
@@ -62,7 +62,7 @@ def test_a_call_after_waiting_compiles_nothing(compilations):
 
 def test_the_first_is_ready_before_the_others(held):
     first, second = held(), held()
-    with CompiledAhead({"first": first.lower, "second": second.lower}) as programs:
+    with BackgroundCompiler({"first": first.lower, "second": second.lower}) as programs:
         first.release()
         programs.wait("first")
         assert first.compiled.is_set()
@@ -71,7 +71,7 @@ def test_the_first_is_ready_before_the_others(held):
 
 def test_the_second_is_traced_while_the_first_is_compiled(held):
     first, second = held(), held()
-    with CompiledAhead({"first": first.lower, "second": second.lower}):
+    with BackgroundCompiler({"first": first.lower, "second": second.lower}):
         second.may_trace.set()
         assert not second.traced.wait(0.1), "one is traced at a time, in order"
         first.may_trace.set()
@@ -81,7 +81,7 @@ def test_the_second_is_traced_while_the_first_is_compiled(held):
 
 def test_what_goes_wrong_with_one_is_raised_while_others_are_waited_for(held):
     first, broken = held(), held(ValueError("no such program"))
-    with CompiledAhead({"first": first.lower, "broken": broken.lower}) as programs:
+    with BackgroundCompiler({"first": first.lower, "broken": broken.lower}) as programs:
         first.release()
         programs.wait("first")
         broken.release()
@@ -93,7 +93,7 @@ def test_what_goes_wrong_with_one_is_raised_while_others_are_waited_for(held):
 
 def test_those_that_have_not_begun_are_left_when_nobody_needs_them_any_more(held):
     programs = [held() for _ in range(3)]
-    with CompiledAhead({number: program.lower for number, program in enumerate(programs)}):
+    with BackgroundCompiler({number: program.lower for number, program in enumerate(programs)}):
         pass
     for program in programs[:2]:
         program.release()

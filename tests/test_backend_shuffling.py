@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from gorl._shuffle import shuffle
+from gorl._backend import shuffle
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 64, 1000, 8192, 500_000, 600_000])

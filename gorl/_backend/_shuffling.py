@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from ._types import RandomKey
+from .._types import RandomKey
 
 _MAX_TIED = 64
 

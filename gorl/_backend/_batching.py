@@ -18,7 +18,7 @@ from jaxtyping import Array, PyTree, Shaped
 _BLOCK_SIZE = 2**18
 
 
-def by_blocks_is_faster() -> bool:
+def on_cpu() -> bool:
     """Whether this program is going to run on a CPU."""
     return jax.default_backend() == "cpu"
 
@@ -48,7 +48,7 @@ def mean_gradient(
 
     num_rows = jax.tree.leaves(rows)[0].shape[0]
     num_blocks = _num_blocks(num_rows, row_size)
-    if num_blocks == 1 or not by_blocks_is_faster():
+    if num_blocks == 1 or not on_cpu():
         return gradient(rows)
 
     def add(total: PyTree, block: PyTree) -> tuple[PyTree, None]:
@@ -61,12 +61,12 @@ def mean_gradient(
     return jax.tree.map(lambda leaf: leaf / num_blocks, total)
 
 
-def in_turn(function: Callable[..., PyTree]) -> Callable[..., PyTree]:
+def sequential_vmap(function: Callable[..., PyTree]) -> Callable[..., PyTree]:
     """A function of arrays and modules of which a CPU computes what `vmap` asks for one after the other.
 
     Side by side they would have to share its cache, and each would wait for the longest loop of any of them.
     """
-    if not by_blocks_is_faster():
+    if not on_cpu():
         return function
 
     def call(*arguments: PyTree) -> PyTree:
@@ -97,7 +97,7 @@ def map_rows(
     """
     num_rows = jax.tree.leaves(rows)[0].shape[0]
     rows_in_block = max(1, _BLOCK_SIZE // row_size)
-    if num_rows <= rows_in_block or not by_blocks_is_faster():
+    if num_rows <= rows_in_block or not on_cpu():
         return jax.vmap(function)(rows)
     return jax.lax.map(function, rows, batch_size=rows_in_block)
 

@@ -32,8 +32,8 @@ CLIPPED = {
     "discount": 0.995,
     "gae_lambda": 0.95,
     "reward_scale": 10.0,
-    "value_cost": 0.25,
-    "annealing": 0.0,
+    "value_loss_coefficient": 0.25,
+    "learning_rate_decay": 0.0,
     # Silent.
     "max_gradient_norm": 1.0,
 }
@@ -41,9 +41,9 @@ PPO = {
     **CLIPPED,
     "type": "PPO",
     "learning_rate": 1e-3,
-    "clip": 0.2,
-    "entropy_cost": 1e-2,
-    "latent_cost": 0.0,
+    "clip_epsilon": 0.2,
+    "entropy_coefficient": 1e-2,
+    "latent_coefficient": 0.0,
     "keep_features": False,
     "asymmetric": False,
 }
@@ -51,8 +51,8 @@ FLOW_POLICY = {
     **CLIPPED,
     "type": "FPO",
     "learning_rate": 3e-4,
-    "clip": 0.05,
-    "num_draws": 8,
+    "clip_epsilon": 0.05,
+    "num_noise_samples": 8,
     "num_steps": 10,
     "average_losses": False,
     # Silent.
@@ -62,7 +62,7 @@ DIFFUSION_POLICY = {
     **CLIPPED,
     "type": "DPPO",
     "learning_rate": 3e-4,
-    "clip": 0.2,
+    "clip_epsilon": 0.2,
     "num_steps": 10,
     "step_std": 0.05,
     "asymmetric": False,
@@ -74,7 +74,7 @@ SAC = {
     "learning_rate": 3e-4,
     "batch_size": 256,
     "discount": 0.99,
-    "smoothing": 0.005,
+    "tau": 0.005,
     "updates_per_step": 20,
     "keep_encoder": False,
     # Silent.
@@ -119,16 +119,16 @@ REPPO = {
     "initial_multiplier": 0.01,
     "kl_bound": 0.1,
     # Ours.
-    "predicts_outlook": False,
-    "outlook_cost": 0.0,
+    "auxiliary_loss": False,
+    "auxiliary_loss_coefficient": 0.0,
     "keep_critic": False,
     "keep_encoder": False,
     "keep_features": False,
     "learn_temperature": True,
-    "annealing": 0.0,
+    "learning_rate_decay": 0.0,
     "lowest_value": None,
     "highest_value": None,
-    "averaging": 0.95,
+    "average_decay": 0.95,
 }
 NETWORK_OF_DECODER = {"width": 32, "depth": 4, "num_frequencies": 4}
 EULER_STEPS = {"solver": "Euler", "num_steps": 10, "rtol": None, "atol": None}
@@ -138,13 +138,13 @@ IDENTITY = {"type": "Identity"}
 REFINEMENT = {
     "num_episodes": 512,
     "stride": 1,
-    "num_draws": 8,
+    "num_noise_samples": 8,
     "own_latents": False,
     "batch_size": 8192,
     "num_epochs": 50,
     "learning_rate": 3e-4,
     "patience": 20,  # of the public code, like the tenth that is held out
-    "num_heldout": 51,
+    "num_validation_episodes": 51,
 }
 STAGES = {"stage_steps": [60_000_000, 60_000_000, 30_000_000, 30_000_000], "evaluation_interval": 6_000_000}
 ONE_STAGE = {**STAGES, "stage_steps": [180_000_000]}

@@ -1,0 +1,17 @@
+"""What only makes a run faster: delete it, and results change by rounding only."""
+
+from ._batching import (
+    longest_axis as longest_axis,
+    map_rows as map_rows,
+    mean_gradient as mean_gradient,
+    on_cpu as on_cpu,
+    sequential_vmap as sequential_vmap,
+)
+from ._compiler import BackgroundCompiler as BackgroundCompiler
+from ._cores import num_cores as num_cores
+from ._sharding import (
+    map_seeds as map_seeds,
+    num_devices_of_program as num_devices_of_program,
+    seed_sharding as seed_sharding,
+)
+from ._shuffling import shuffle as shuffle

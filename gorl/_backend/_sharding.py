@@ -1,0 +1,56 @@
+"""Seeds side by side on several devices: GPUs, or the cores of a CPU that JAX was told to take for devices."""
+
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
+
+from ._batching import on_cpu
+
+AXIS = "seeds"
+
+
+def seed_sharding(num_seeds: int) -> NamedSharding | None:
+    """Sharding of the seeds over the local devices: the largest number of devices that divides them.
+
+    `None` if that is one, and where `jax.default_device` says which one it has to be.
+    """
+    devices = jax.local_devices()
+    if num_seeds < 2 or jax.config.jax_default_device is not None:  # pyright: ignore[reportAttributeAccessIssue]
+        return None
+    count = max(count for count in range(1, len(devices) + 1) if num_seeds % count == 0)
+    return NamedSharding(Mesh(np.asarray(devices[:count]), (AXIS,)), PartitionSpec(AXIS)) if count > 1 else None
+
+
+def map_seeds(function: Callable[[PyTree, PyTree], PyTree], num_seeds: int, mapped: PyTree, shared: PyTree) -> PyTree:
+    """`jax.vmap(function, in_axes=(0, None))(mapped, shared)`, sharded over the local devices.
+
+    On a CPU each device takes its seeds one after the other: side by side they would compete for its cache.
+
+    **Arguments:**
+
+    - `function`: of one seed.
+    - `num_seeds`: the length of the leading axis of `mapped`.
+    - `mapped`: arrays with an axis of seeds in front.
+    - `shared`: arrays that all seeds have in common.
+    """
+
+    def on_device(mapped: PyTree, shared: PyTree) -> PyTree:
+        def one(of_seed: PyTree) -> PyTree:
+            return function(of_seed, shared)
+
+        return jax.lax.map(one, mapped) if on_cpu() else jax.vmap(one)(mapped)
+
+    if (sharding := seed_sharding(num_seeds)) is not None:
+        specs = (sharding.spec, PartitionSpec())
+        on_device = jax.shard_map(
+            on_device, mesh=sharding.mesh, in_specs=specs, out_specs=sharding.spec, check_vma=False
+        )
+    return on_device(mapped, shared)
+
+
+def num_devices_of_program() -> int:
+    """On how many devices the program that is being traced is going to run."""
+    return max(1, jax.sharding.get_abstract_mesh().size)

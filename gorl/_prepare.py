@@ -1,0 +1,62 @@
+"""The checks before a run begins, so that nothing is compiled for one that cannot."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from ._config import Config, as_arrays
+from ._env import EpisodicEnv, load_environment
+from ._errors import InputError
+from ._types import RandomKeys
+
+
+def prepare(config: Config) -> tuple[Config, EpisodicEnv]:
+    """Checks that a config can be trained.
+
+    **Returns:**
+
+    The config with its numbers as arrays, and its environment.
+
+    **Raises:**
+
+    `gorl.InputError` if it cannot.
+    """
+    config.check()
+    if jax.config.jax_debug_nans:  # pyright: ignore[reportAttributeAccessIssue]
+        raise InputError(
+            "jax_debug_nans would stop at the NaN by which gorl marks what it does not know yet: set it to False (or "
+            "JAX_DEBUG_NANS=0). A result says when a number was not finite and which it was: diverged_at, divergence."
+        )
+    env = load_environment(config.env)
+    if config.num_stages > 1:
+        config.refinement.check(env.num_steps)
+    return as_arrays(config), env
+
+
+def check_key(key: Array, *, batch_allowed: bool) -> None:
+    """Checks that a run can begin with a key, or with several.
+
+    **Raises:**
+
+    `gorl.InputError` if it cannot.
+    """
+    if not isinstance(key, jax.Array) or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        raise InputError("the key must come from jax.random.key(seed).")
+    if key.ndim > batch_allowed:
+        raise InputError("train takes one key: use jax.vmap(gorl.train, in_axes=(None, 0)) for several.")
+
+
+def check_batch(config: Config, keys: RandomKeys) -> None:
+    """Checks that a config holds single numbers, or one value for each key.
+
+    **Raises:**
+
+    `gorl.InputError` if it does not.
+    """
+    for leaf in jax.tree.leaves(config):
+        if leaf.shape not in ((), keys.shape):
+            raise InputError(
+                f"a batch of {leaf.size} values in the config does not go with keys of shape {keys.shape}: give a key "
+                "for each value to gorl.iterate, or map gorl.train over the values by eqx.filter_vmap(gorl.train, "
+                "in_axes=(eqx.if_array(0), None))."
+            )
