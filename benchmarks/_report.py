@@ -43,7 +43,7 @@ def machine() -> dict[str, Any]:
 def write(path: pathlib.Path, content: dict[str, Any]) -> None:
     """Leaves figures in a JSON file, with where they were measured."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    gorl.write_whole(path, json.dumps({**content, **machine()}, indent=2) + "\n")
+    gorl.internal.write_whole(path, json.dumps({**content, **machine()}, indent=2) + "\n")
 
 
 def num_cores() -> int | None:
@@ -63,7 +63,7 @@ def with_settings(config: gorl.Config, settings: list[str] | None) -> gorl.Confi
         name, separator, text = setting.partition("=")
         if not separator:
             raise gorl.InputError(f"--set {setting} sets nothing: write it as FIELD=VALUE.")
-        values[name.strip()] = gorl.parse(config, name.strip(), text.strip())
+        values[name.strip()] = gorl.internal.parse(config, name.strip(), text.strip())
     return gorl.replace(config, values)
 
 

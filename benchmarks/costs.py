@@ -46,7 +46,7 @@ def pipeline(repeats: Repeats = 3, out: Out = COSTS) -> None:
             "": ["public code (as measured before)", "gorl"],
             "s": [f"{PUBLIC_SECONDS}", f"{seconds:.0f}"],
             "times faster": ["1.0", f"{PUBLIC_SECONDS / seconds:.1f}"],
-            "kept policies": ["", ", ".join(f"{run['kept_policy_return']:.0f}" for run in content["runs"])],
+            "best policies": ["", ", ".join(f"{run['best_policy_return']:.0f}" for run in content["runs"])],
         },
         left=("",),
     )

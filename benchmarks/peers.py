@@ -8,7 +8,7 @@ With `--public CHECKOUT`, the public GoRL code: the seconds of its whole pipelin
 that a user waits for: compilation, evaluations, files. Both train two stages of eight iterations and evaluate each of
 them five times on 128 episodes; a refinement draws as many pairs and takes as many gradient steps. What is not alike:
 the public code refines after each of the two stages, ours once, between them, as nothing comes after the last; the
-public code also evaluates before each collection of pairs, ours the kept policy at the end.
+public code also evaluates before each collection of pairs, ours the best policy at the end.
 """
 
 import importlib.util
@@ -97,7 +97,7 @@ def run_pipeline(task: str, values: dict[str, Any]) -> dict[str, Any]:
         run = pathlib.Path(directory, "run")
         seconds = timed_process("gorl train", [*command, "--out", str(run)])[1]
         summary = json.loads((run / "summary.json").read_text())
-        return {"seconds": seconds, "kept_policy_return": summary["kept_policy_return_mean"]}
+        return {"seconds": seconds, "best_policy_return": summary["best_policy_return_mean"]}
 
 
 def run_public_pipeline(code: _peer_public.PublicCode, config: gorl.Config) -> dict[str, Any]:
@@ -219,7 +219,7 @@ def chosen_values(task: str, settings: list[str]) -> dict[str, Any]:
         name, _, text = setting.partition("=")
         if name not in RESIZABLE:
             raise gorl.InputError(f"--set {setting}: with --public give NAME=VALUE, NAME of {', '.join(RESIZABLE)}.")
-        values[name] = gorl.parse(preset, name, text)
+        values[name] = gorl.internal.parse(preset, name, text)
     gorl.replace(preset, values)
     return values
 

@@ -1,7 +1,7 @@
 """What every method earns: tasks by methods, all seeds of a cell in one vmapped run of `gorl train`.
 
 A cell leaves `TASK_METHOD.csv` (the raw curve: a row per seed and evaluation) and `TASK_METHOD.json` (config, versions,
-what the kept policies earned). Finished cells are not run again, so the whole can be stopped and gone on with.
+what the best policies earned). Finished cells are not run again, so the whole can be stopped and gone on with.
 """
 
 import csv
@@ -96,8 +96,10 @@ class Cell:
             summary = json.loads((run / "summary.json").read_text())
             summary |= {"seeds": self.seeds, "config": json.loads((run / "config.json").read_text())}
             self.curve_file.parent.mkdir(parents=True, exist_ok=True)
-            gorl.write_whole(self.curve_file, (run / "curve.csv").read_bytes())
-            gorl.write_whole(self.summary_file, json.dumps(summary, indent=2) + "\n")  # last: it says that all is there
+            gorl.internal.write_whole(self.curve_file, (run / "curve.csv").read_bytes())
+            gorl.internal.write_whole(
+                self.summary_file, json.dumps(summary, indent=2) + "\n"
+            )  # last: it says that all is there
         return True
 
     def curve(self) -> tuple[np.ndarray, np.ndarray]:
@@ -190,7 +192,7 @@ def table(cells: list[Cell]) -> None:
     for cell in cells:
         steps, middle, _ = cell.interquartile_curve
         summary = cell.summary()
-        kept = metrics.aggregate_iqm(np.array(list(summary["kept_policy_return"].values())))
+        kept = metrics.aggregate_iqm(np.array(list(summary["best_policy_return"].values())))
         shown.add_row(
             cell.task,
             cell.method,
@@ -245,7 +247,7 @@ def main(
     left = [f"{cell.method} on {cell.task}" for cell in cells if cell not in finished]
     if finished:
         print(markdown(finished)) if as_markdown else table(finished)
-        gorl.write_whole(out / scale / "returns.png", figure(finished))
+        gorl.internal.write_whole(out / scale / "returns.png", figure(finished))
     if left:
         console.print(f"not finished: {', '.join(left)}; run the same command again to go on")
 

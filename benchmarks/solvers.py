@@ -293,7 +293,7 @@ def chosen(solvers: list[str] | None) -> list[Variant]:
     names = dict.fromkeys(variant.solver for variant in VARIANTS)
     for solver in solvers or []:
         if solver not in names:
-            raise gorl.unknown_name("solver", solver, names)
+            raise gorl.internal.unknown_name("solver", solver, names)
     return [variant for variant in VARIANTS if not solvers or variant.solver in solvers]
 
 
@@ -308,7 +308,7 @@ def training_config(task: str, steps: str | None) -> gorl.Config:
     if steps is None:
         return config
     try:
-        total = gorl.whole_number(steps)
+        total = gorl.internal.whole_number(steps)
     except ValueError as error:
         raise gorl.InputError(f"--steps must be a whole number such as 2e5, not {steps!r}.") from error
     return gorl.reschedule(config, total_steps=total)
@@ -347,7 +347,7 @@ def compare(
         console.print(f"{variant.line} {variant.setting}: error {rows[-1]['error']:.1e}")
         write(out / f"{stem}.json", {**content, "finished": len(rows) == len(variants), "rows": rows})
     show(task, rows)
-    gorl.write_whole(out / f"{stem}.png", figure(task, rows))
+    gorl.internal.write_whole(out / f"{stem}.png", figure(task, rows))
 
 
 @app.command()

@@ -296,7 +296,7 @@ def main(
     for task in tasks or ["PointMass", "CheetahRun"]:
         config = with_settings(gorl.preset(task, scale), settings)
         results[task] = measure_task(task, config, stages, out / f"{task}.json")
-    gorl.write_whole(out / "throughput.png", png(figure(results)))
+    gorl.internal.write_whole(out / "throughput.png", png(figure(results)))
 
 
 def measure_task(task: str, config: gorl.Config, stages: bool, path: pathlib.Path) -> list[Part]:

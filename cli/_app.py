@@ -139,7 +139,7 @@ def train(
     from ._train import begin
 
     config = gorl.preset(env, scale, method)
-    values = {name: gorl.parse(config, name, text) for name, text in _settings(set_ or []).items()}
+    values = {name: gorl.internal.parse(config, name, text) for name, text in _settings(set_ or []).items()}
     config = _changer(steps, stages, values)(config, values)
     run = Run(
         out or new_directory(str(config.env), method),
@@ -166,9 +166,9 @@ def resume(
 ) -> None:
     """Go on with a run that was stopped, bit for bit as if it had not been; with --steps, beyond its end as well.
 
-    With --steps everything up to the end before stays as it is, and what follows is what a run that began with all
-    these steps would have done, bit for bit unless learner.learning_rate_decay is above 0: then the
-    learning rate rises, as it decays towards the new end. Until the run is finished again, policies.eqx and summary.json are those of its end
+    With --steps everything up to the end before stays as it is. What follows is what a run that began with all these
+    steps would have done, bit for bit unless learner.learning_rate_decay is above 0: then the learning rate rises, as
+    it decays towards the new end. Until the run is finished again, policies.eqx and summary.json are those of its end
     before.
     """
     from ._train import resume as resume_run
@@ -185,7 +185,7 @@ def eval_(
     key: EpisodeKey = 0,
     json: Annotated[bool, typer.Option("--json", help="Print a JSON object, with every return in it.")] = False,
 ) -> None:
-    """Play fresh episodes with the kept policies, and say what they earn and how sure that is."""
+    """Play fresh episodes with the best policies, and say what they earn and how sure that is."""
     from ._directory import Run
     from ._evaluate import evaluate
 
@@ -205,7 +205,7 @@ def render(
     height: Annotated[int, typer.Option(help="Of a frame, in pixels.")] = 360,
     camera: Annotated[str | None, typer.Option(help="A camera of the model, or free.")] = None,
 ) -> None:
-    """Make a film of a kept policy."""
+    """Make a film of a best policy."""
     from ._directory import Run
     from ._render import check_film, choose_gl, render as render_film
 
@@ -308,7 +308,7 @@ def export(
     ] = "latent",
     seed: PolicySeed = None,
 ) -> None:
-    """Write a kept policy for programs without this library: StableHLO for JAX, ONNX for anything."""
+    """Write a best policy for programs without this library: StableHLO for JAX, ONNX for anything."""
     from ._directory import Run
     from ._export import check_export, export as export_policy
 
@@ -376,7 +376,7 @@ def _total_steps(steps: str | None) -> int | None:
     if steps is None:
         return None
     try:
-        total = gorl.whole_number(steps)
+        total = gorl.internal.whole_number(steps)
     except ValueError as error:
         raise gorl.InputError(f"--steps must be a whole number such as 2e6, not {steps!r}.") from error
     if total < 1:

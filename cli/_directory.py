@@ -96,14 +96,14 @@ class Run:
                     f"newer than {_FORMAT}: install a newer gorl."
                 )
             if content["format"] < _OLDEST_FORMAT:
-                raise gorl.InputError(f"the run in {directory} {gorl.written_by(content['versions']['gorl'])}")
+                raise gorl.InputError(f"the run in {directory} {gorl.internal.written_by(content['versions']['gorl'])}")
             method, log = str(content["method"]), tuple(content["log"])
             first_seed, seeds = int(content["first_seed"]), int(content["seeds"])
             interval, identifier = float(content["checkpoint_interval"]), str(content["identifier"])
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise gorl.InputError(f"{directory / _RUN} is not what gorl train wrote: copy it again.") from error
         if ":" in method:
-            gorl.find_method(method)  # its classes have to be there for the config to name them
+            gorl.internal.find_method(method)  # its classes have to be there for the config to name them
         try:
             config = gorl.Config.from_json(texts[_CONFIG])
         except gorl.InputError as error:
@@ -128,8 +128,8 @@ class Run:
             "versions": versions(),
         }
         try:
-            gorl.write_whole(self.directory / _CONFIG, self.config.to_json())
-            gorl.write_whole(self.directory / _RUN, json.dumps(content, indent=2) + "\n")
+            gorl.internal.write_whole(self.directory / _CONFIG, self.config.to_json())
+            gorl.internal.write_whole(self.directory / _RUN, json.dumps(content, indent=2) + "\n")
         except OSError as error:
             (self.directory / _CONFIG).unlink(missing_ok=True)
             raise gorl.InputError(
@@ -149,7 +149,7 @@ class Run:
         `gorl.InputError` if that cannot be written; then it is the run that it was.
         """
         try:
-            gorl.write_whole(self.directory / _CONFIG, config.to_json())
+            gorl.internal.write_whole(self.directory / _CONFIG, config.to_json())
         except OSError as error:
             raise _unwritable(self._called, error) from error
         return dataclasses.replace(self, config=config)
@@ -215,12 +215,12 @@ class Run:
 
     @property
     def policies_file(self) -> pathlib.Path:
-        """The kept policies of a run that has come to its end."""
+        """The best policies of a run that has come to its end."""
         return self.directory / "policies.eqx"
 
     @property
     def summary_file(self) -> pathlib.Path:
-        """What the kept policies earn. It is written last."""
+        """What the best policies earn. It is written last."""
         return self.directory / "summary.json"
 
     # --- Checkpoints. ---
@@ -263,7 +263,7 @@ class Run:
     def clean(self) -> None:
         """Removes what a process that was killed had begun to write."""
         for directory in (self.directory, self.directory / _CHECKPOINTS):
-            gorl.remove_unfinished(directory)
+            gorl.internal.remove_unfinished(directory)
 
     def keep_newest_checkpoint(self) -> None:
         """Removes the checkpoints of a run that is finished, but for the newest one, from which it can get longer."""
@@ -276,7 +276,7 @@ class Run:
     # --- What came of it. ---
 
     def policies(self) -> gorl.Policy:
-        """The kept policies, one of each seed; of a run that has not come to its end, the best so far, and it says so.
+        """The best policies, one of each seed; of a run that has not come to its end, the best so far, and it says so.
 
         Of a run that is getting longer they are those that it had kept at its end before.
 
@@ -304,7 +304,7 @@ class Run:
 
         **Arguments:**
 
-        - `seed`: which; `None` for the one whose kept policy earns most, or the first if that is not known yet. It says
+        - `seed`: which; `None` for the one whose policy earns most, or the first if that is not known yet. It says
             which that is.
 
         **Raises:**
@@ -335,8 +335,8 @@ class Run:
         if not self.is_finished:
             say(f"the policy of seed {self.first_seed}, the first; --seed takes another")
             return self.first_seed
-        kept = self._summary()["kept_policy_return"]
-        best = max(kept, key=lambda seed: -math.inf if kept[seed] is None else kept[seed])
+        returns = self._summary()["best_policy_return"]
+        best = max(returns, key=lambda seed: -math.inf if returns[seed] is None else returns[seed])
         say(f"the policy of seed {best}, the best of {self.seeds}; --seed takes another")
         return int(best)
 

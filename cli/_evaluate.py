@@ -8,12 +8,11 @@ import rich.table
 import gorl
 
 from ._directory import Run
-from ._interval import mean_interval
 from ._say import as_json as to_json, plain_console
 
 
 def evaluate(run: Run, *, episodes: int, stochastic: bool, seed: int | None, key: int, as_json: bool) -> None:
-    """Plays fresh episodes with the kept policies of a run and prints what they earn.
+    """Plays fresh episodes with the best policies of a run and prints what they earn.
 
     **Arguments:**
 
@@ -56,7 +55,8 @@ def _show(run: Run, seeds: list[int], returns: np.ndarray, overall: np.ndarray, 
         title=f"{run.method} on {run.config.env}: return of {returns.shape[1]} fresh episodes each, latents {how}",
         title_justify="left",
     )
-    for column in ("seed", "mean", "95 % interval", "std", "lowest", "highest"):
+    name = gorl.internal.interval(returns, axis=1).name
+    for column in ("seed", "mean", name, "std", "lowest", "highest"):
         table.add_column(column, justify="right")
     for seed, of_seed in zip(seeds, returns, strict=True):
         table.add_row(str(seed), *_figures(of_seed), f"{of_seed.min():.1f}", f"{of_seed.max():.1f}")
@@ -66,13 +66,14 @@ def _show(run: Run, seeds: list[int], returns: np.ndarray, overall: np.ndarray, 
     console = plain_console()
     console.print(table)
     if len(seeds) > 1:
-        console.print("all: over the means of the seeds, which is what another seed's may be expected to be like")
+        of_all = gorl.internal.interval(overall).name
+        console.print(f"all: over the means of the seeds; the {of_all} of them")
 
 
 def _figures(values: np.ndarray) -> tuple[str, str, str]:
-    mean, low, high = mean_interval(values)
+    found = gorl.internal.interval(values)
     std = np.std(values, ddof=1) if values.size > 1 else np.nan
-    return f"{mean:.1f}", f"[{low:.1f}, {high:.1f}]", f"{std:.1f}"
+    return f"{found.mean:.1f}", f"[{found.low:.1f}, {found.high:.1f}]", f"{std:.1f}"
 
 
 def _as_json(run: Run, seeds: list[int], returns: np.ndarray, overall: np.ndarray, stochastic: bool, key: int) -> str:
@@ -91,6 +92,6 @@ def _as_json(run: Run, seeds: list[int], returns: np.ndarray, overall: np.ndarra
     return to_json(content)
 
 
-def _interval(values: np.ndarray) -> dict[str, float]:
-    mean, low, high = (float(value) for value in mean_interval(values))
-    return {"mean": mean, "low": low, "high": high}
+def _interval(values: np.ndarray) -> dict[str, float | str]:
+    found = gorl.internal.interval(values)
+    return {"mean": float(found.mean), "low": float(found.low), "high": float(found.high), "low_and_high": found.name}

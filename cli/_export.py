@@ -35,7 +35,7 @@ def check_export(path: pathlib.Path, draw: str) -> None:
             "an .onnx takes the package onnx, which is not installed: pip install 'gorl[onnx]', or make a .stablehlo."
         )
     if draw not in _DRAWS:
-        raise gorl.unknown_name("draw", draw, _DRAWS)
+        raise gorl.internal.unknown_name("draw", draw, _DRAWS)
 
 
 def export(policy: gorl.Policy, path: pathlib.Path, draw: str) -> None:

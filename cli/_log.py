@@ -94,7 +94,7 @@ def check_loggers(names: Sequence[str]) -> None:
     """
     for name in names:
         if name not in _LOGGERS:
-            raise gorl.unknown_name("logger", name, _LOGGERS)
+            raise gorl.internal.unknown_name("logger", name, _LOGGERS)
         package = _LOGGERS[name][1]
         if importlib.util.find_spec(package) is None:
             raise gorl.InputError(f"--log {name} takes {package}, which is not installed: pip install 'gorl[{name}]'.")

@@ -44,7 +44,7 @@ def write_output(path: pathlib.Path, content: bytes) -> None:
     `gorl.InputError` if it cannot be written, such as on a full disk.
     """
     try:
-        gorl.write_whole(path, content)
+        gorl.internal.write_whole(path, content)
     except OSError as error:
         raise gorl.InputError(
             f"-o {path} cannot be written ({error.strerror}): {advice(error)}, or give another file."

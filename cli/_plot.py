@@ -22,7 +22,6 @@ from matplotlib.figure import Figure
 
 import gorl
 
-from ._interval import mean_interval
 from ._say import say
 
 # Okabe and Ito's palette, which colour-blind people can tell apart; the yellow is left out, which nobody sees on white.
@@ -88,7 +87,8 @@ class RunCurve:
 
 
 def learning_curves(curves: Sequence[RunCurve], title: str = "") -> Figure:
-    """Returns against environment steps: the mean over the seeds of each run, and its 95 % interval as a band.
+    """Returns against environment steps: the mean over the seeds of each run, and
+    as a band the 95 % interval of the mean, or of fewer than ten seeds the smallest and the largest.
 
     A seed that diverged is left out where its returns are NaN, and the picture says how many did. A run drawn alone has
     a thin line for each seed, with a cross where one diverged. Dotted lines stand where a new stage begins: across the
@@ -112,7 +112,7 @@ def learning_curves(curves: Sequence[RunCurve], title: str = "") -> Figure:
         height += 0.15 * title.count("\n") + legend_height
         figure = Figure(figsize=(width, height), layout="constrained")
         axes = figure.add_subplot()
-        intervals = [mean_interval(curve.returns, axis=0) for curve in curves]
+        intervals = [gorl.internal.interval(curve.returns, axis=0) for curve in curves]
         handles = []
         for curve, interval, line in zip(curves, intervals, _styles(len(curves)), strict=True):
             if is_alone:
@@ -122,8 +122,10 @@ def learning_curves(curves: Sequence[RunCurve], title: str = "") -> Figure:
         axes.set_title(title, loc="left")
         has_stages = any(curve.boundaries for curve in curves)
         axes.set_xlabel(f"environment steps{' (dotted: new stage)' * has_stages}")
-        has_bands = any(len(curve.returns) > 1 for curve in curves)
-        axes.set_ylabel("return, mean and 95 % interval" if has_bands else "return")
+        bands = dict.fromkeys(
+            interval.name for curve, interval in zip(curves, intervals, strict=True) if len(curve.returns) > 1
+        )
+        axes.set_ylabel(f"return: mean, {' or '.join(bands)}" if bands else "return")
         axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(7 if width == _PAGE else 5, integer=True))
         axes.xaxis.set_major_formatter(matplotlib.ticker.EngFormatter(sep=""))
         axes.set_xlim(0, max(1, *(int(curve.env_steps[-1]) for curve in curves)))
@@ -327,9 +329,11 @@ def _draw_seeds(axes: Axes, curve: RunCurve, line: dict[str, Any]) -> None:
     axes.plot(*lost, color=line["color"], linestyle="", marker="x", markersize=5)
 
 
-def _draw_mean(axes: Axes, curve: RunCurve, interval: tuple, line: dict[str, Any], alpha: float) -> Any:
+def _draw_mean(
+    axes: Axes, curve: RunCurve, interval: gorl.internal.Interval, line: dict[str, Any], alpha: float
+) -> Any:
     """The line and the band of a run; the line is returned, for the legend."""
-    mean, low, high = interval
+    mean, low, high = interval.mean, interval.low, interval.high
     drawn = None
     for here in _of_each_stage(curve):
         steps = curve.env_steps[here]
@@ -354,12 +358,12 @@ def _draw_boundaries(axes: Axes, curves: Sequence[RunCurve]) -> None:
             axes.axvline(steps, ymax=0.06, color=line["color"], linewidth=1.2, linestyle=":")
 
 
-def _limits(curves: Sequence[RunCurve], intervals: Sequence[tuple]) -> tuple[float, float]:
+def _limits(curves: Sequence[RunCurve], intervals: Sequence[gorl.internal.Interval]) -> tuple[float, float]:
     """From zero, or the lowest return below it, to the highest, with room for the bands up to a fourth of that."""
     returns = _finite([curve.returns for curve in curves])
     if not returns.size:
         return 0.0, 1.0
-    bands = _finite([end for _, *ends in intervals for end in ends])
+    bands = _finite([end for interval in intervals for end in (interval.low, interval.high)])
     lowest, highest = min(0.0, float(returns.min())), float(returns.max())
     reach = max(highest - lowest, 1e-3)
     low = max(np.min(bands, initial=lowest), lowest - reach / 4) if lowest < 0 else 0.0

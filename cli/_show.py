@@ -19,7 +19,7 @@ def environment_table(found: dict[str, tuple[int, int]]) -> None:
     for size in ("observation", "action"):
         table.add_column(size, justify="right")
     for name, (observation_size, action_size) in found.items():
-        table.add_row(name, gorl.family(name), str(observation_size), str(action_size))
+        table.add_row(name, gorl.internal.family(name), str(observation_size), str(action_size))
     rich.console.Console().print(table)
 
 
@@ -36,7 +36,7 @@ def method_table() -> None:
 
 
 def summary(run: Run, result: gorl.Result, wall_seconds: float) -> None:
-    """Prints what came of a run: a row for each stage, the kept policies, and where the files are."""
+    """Prints what came of a run: a row for each stage, the best policies, and where the files are."""
     config = run.config
     console = plain_console()
     table = rich.table.Table(title=f"{run.method} on {config.env}: return, mean over seeds", title_justify="left")
@@ -80,7 +80,7 @@ def summary(run: Run, result: gorl.Result, wall_seconds: float) -> None:
     kept = np.asarray(result.returns).mean(axis=1)
     of_seeds = ", ".join(f"{mean:.1f}" for mean in kept)
     console.print(
-        f"kept policies on {result.returns.shape[1]} fresh episodes: mean return {kept.mean():.1f}"
+        f"best policies on {result.returns.shape[1]} fresh episodes: mean return {kept.mean():.1f}"
         f" (seeds from {run.first_seed}: {of_seeds})",
         soft_wrap=True,
     )

@@ -19,7 +19,6 @@ import rich.table
 import gorl
 
 from ._directory import check_new, check_seeds, keys_of, make_directory, only_writer, versions
-from ._interval import mean_interval
 from ._log import Row
 from ._place import GoneError, Place, advice
 from ._plot import RunCurve, encode, learning_curves
@@ -65,7 +64,7 @@ def trials(
     """
     columns = []
     for name, text in grid.items():
-        is_tuple = ";" in text or isinstance(gorl.parse(config, name, text.partition(",")[0].strip()), tuple)
+        is_tuple = ";" in text or isinstance(gorl.internal.parse(config, name, text.partition(",")[0].strip()), tuple)
         values = [value.strip() for value in text.split(";" if is_tuple else ",") if value.strip()]
         if not values:
             raise gorl.InputError(f"--set {name}= gives no value: write it as {name}=VALUE,VALUE.")
@@ -74,7 +73,7 @@ def trials(
     made = []
     for values in itertools.product(*columns):
         setting = dict(zip(grid, values, strict=True))
-        changes = {name: gorl.parse(config, name, value) for name, value in setting.items()}
+        changes = {name: gorl.internal.parse(config, name, value) for name, value in setting.items()}
         shown = {name: value for name, value in setting.items() if name in several}
         made.append(Trial(shown, change(config, changes)))
     return made
@@ -135,7 +134,7 @@ def sweep(
     with only_writer(directory, f"--out {directory}"):
         check_new(directory, is_named=True)  # another process may have been there meanwhile
         try:
-            gorl.write_whole(place.mark, _description(chosen[0], method, grid, seed_numbers, place.identifier))
+            gorl.internal.write_whole(place.mark, _description(chosen[0], method, grid, seed_numbers, place.identifier))
         except OSError as error:
             raise gorl.InputError(
                 f"--out {directory} cannot be written ({error.strerror}): {advice(error)}, or give another directory."
@@ -173,7 +172,9 @@ def _follow(
 
     def write(name: str, content: str | bytes, then: str = "the sweep goes on, and tries again later") -> bool:
         """Writes a file. Where that fails everything is still in memory, so the sweep goes on and tries again."""
-        return place.try_to_write(f"no {name}", functools.partial(gorl.write_whole, directory / name, content), then)
+        return place.try_to_write(
+            f"no {name}", functools.partial(gorl.internal.write_whole, directory / name, content), then
+        )
 
     began = time.monotonic()
     done: list[tuple[Trial, gorl.Result]] = []
@@ -234,7 +235,7 @@ def _labelled(rows: list[Row], labels: list[tuple[Trial, int]], is_kept: bool) -
 
 
 def _kept_rows(result: gorl.Result, latest: list[Row]) -> list[Row]:
-    """The rows of the kept policies: like their latest ones, but for the returns."""
+    """The rows of the best policies: like their latest ones, but for the returns."""
     return [
         row
         | {
@@ -290,20 +291,21 @@ def _show(
 ) -> None:
     best, result = done[0]
     seeds = result.returns.shape[0]
-    title = f"{method} on {best.config.env}: return of the kept policies, {seeds} seed{'s' * (seeds > 1)} each"
+    title = f"{method} on {best.config.env}: return of the best policies, {seeds} seed{'s' * (seeds > 1)} each"
     shown = rich.table.Table(title=title, title_justify="left")
     for name in best.values:
         shown.add_column(name, justify="right")
-    for column in ("mean", "95 % interval", f"seeds from {first_seed}", "diverged"):
+    name = gorl.internal.interval(np.asarray(result.returns).mean(axis=1)).name
+    for column in ("mean", name, f"seeds from {first_seed}", "diverged"):
         shown.add_column(column, justify="left" if column.startswith("seeds") else "right")
     for trial, result in done:
         kept = np.asarray(result.returns).mean(axis=1)
-        mean, low, high = mean_interval(kept)
+        found = gorl.internal.interval(kept)
         diverged = int(np.sum(np.asarray(result.diverged_at) >= 0))
         shown.add_row(
             *trial.values.values(),
-            f"{mean:.1f}",
-            f"[{low:.1f}, {high:.1f}]",
+            f"{found.mean:.1f}",
+            f"[{found.low:.1f}, {found.high:.1f}]",
             ", ".join(f"{of_seed:.1f}" for of_seed in kept),
             f"{diverged} of {seeds}" if diverged else "",
         )

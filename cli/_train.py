@@ -161,7 +161,7 @@ def _go_through(
             if step.phase == gorl.Phase.EVALUATE and not step.is_final:
                 wall_seconds.append(round(clock(), 3))
                 rows = curve_rows(config, run.seed_numbers, state, wall_seconds)
-                write = functools.partial(gorl.write_whole, run.curve_file, table(rows))
+                write = functools.partial(gorl.internal.write_whole, run.curve_file, table(rows))
                 place.try_to_write("no curve.csv", write, _TRY_AGAIN)
                 loggers.write(rows[-run.seeds :])
             if stop.exit_code is not None or time.monotonic() - last_saved >= run.checkpoint_interval:
@@ -178,11 +178,11 @@ def _go_through(
     result = gorl.finish(config, state)
     try:
         place.check()
-        gorl.write_whole(run.curve_file, table(curve_rows(config, run.seed_numbers, state, wall_seconds)))
+        gorl.internal.write_whole(run.curve_file, table(curve_rows(config, run.seed_numbers, state, wall_seconds)))
         gorl.save_policy(run.policies_file, result.policy, config)
         figure = learning_curves([curve_of(run, result)], title=f"{run.method} on {config.env}")
-        gorl.write_whole(run.picture_file, encode(figure, ".png"))
-        gorl.write_whole(run.summary_file, _summary(run, result, clock()))
+        gorl.internal.write_whole(run.picture_file, encode(figure, ".png"))
+        gorl.internal.write_whole(run.summary_file, _summary(run, result, clock()))
     except OSError as error:
         place.check()
         why = f"the results could not be written to {directory} ({error.strerror})"
@@ -197,7 +197,7 @@ def _go_through(
 def curve_rows(
     config: gorl.Config, seeds: Sequence[int], state: gorl.TrainState, wall_seconds: list[float]
 ) -> list[Row]:
-    """The rows of `curve.csv`: one of each seed for each evaluation so far, but for that of the kept policy."""
+    """The rows of `curve.csv`: one of each seed for each evaluation so far, but for that of the best policy."""
     points = gorl.make_schedule(config).curve
     returns, diverged_at = np.asarray(state.returns), np.asarray(state.diverged_at)
     divergence = [gorl.Divergence(kind).name.lower() for kind in np.asarray(state.divergence).tolist()]
@@ -247,10 +247,10 @@ def _summary(run: Run, result: gorl.Result, wall_seconds: float) -> str:
     content = {
         "method": run.method,
         "env_steps": run.env_steps,
-        "kept_policy_return": {
+        "best_policy_return": {
             str(seed): float(of_seed.mean()) for seed, of_seed in zip(run.seed_numbers, returns, strict=True)
         },
-        "kept_policy_return_mean": float(returns.mean()),
+        "best_policy_return_mean": float(returns.mean()),
         "episodes_per_seed": returns.shape[1],
         "diverged_at": {str(seed): int(at) for seed, at in zip(run.seed_numbers, diverged_at, strict=True) if at >= 0},
         "divergence": {

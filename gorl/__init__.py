@@ -1,11 +1,13 @@
+"""Online reinforcement learning of generative policies: an encoder learned by RL, a decoder by regression."""
+
+import importlib.metadata
+
+from . import internal as internal
 from ._checkpoint import (
     load_policy as load_policy,
     load_state as load_state,
-    remove_unfinished as remove_unfinished,
     save_policy as save_policy,
     save_state as save_state,
-    write_whole as write_whole,
-    written_by as written_by,
 )
 from ._config import Config as Config
 from ._decoder import (
@@ -32,13 +34,11 @@ from ._env import (
     MultiGoal as MultiGoal,
     StepResult as StepResult,
     environments as environments,
-    family as family,
     load_environment as load_environment,
 )
 from ._errors import (
     DamagedFileError as DamagedFileError,
     InputError as InputError,
-    unknown_name as unknown_name,
 )
 from ._evaluation import Trajectories as Trajectories, evaluate as evaluate, play as play
 from ._export import export_onnx as export_onnx, export_stablehlo as export_stablehlo
@@ -47,10 +47,8 @@ from ._gaussian import log_density as log_density
 from ._hyperparameters import (
     float_field as float_field,
     int_field as int_field,
-    parse as parse,
     replace as replace,
     static_field as static_field,
-    whole_number as whole_number,
 )
 from ._iterate import finish as finish, iterate as iterate, precompile as precompile
 from ._learner import (
@@ -62,13 +60,15 @@ from ._learner import (
     AbstractClippedLearner as AbstractClippedLearner,
     AbstractEncoder as AbstractEncoder,
     AbstractLearner as AbstractLearner,
+    ActorCritic as ActorCritic,
     ChainEncoder as ChainEncoder,
     Experience as Experience,
     FlowEncoder as FlowEncoder,
     GaussianEncoder as GaussianEncoder,
     PolicyTerms as PolicyTerms,
 )
-from ._method import Method as Method, find_method as find_method, methods as methods, register as register
+from ._method import Method as Method, methods as methods, register as register
+from ._network import ConditionalField as ConditionalField, mlp as mlp
 from ._ode import Integrator as Integrator
 from ._policy import Policy as Policy, StagedDecoder as StagedDecoder
 from ._presets import preset as preset, reschedule as reschedule
@@ -91,3 +91,6 @@ from ._state import (
 )
 from ._statistics import RunningStatistics as RunningStatistics
 from ._train import train as train
+from ._trainable import Constant as Constant
+
+__version__ = importlib.metadata.version("gorl")

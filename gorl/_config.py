@@ -44,7 +44,7 @@ class Config(eqx.Module):
     `gorl.InputError` for a value that is out of range, or that does not go with another.
     """
 
-    env: EnvConfig = eqx.field(converter=_env_config, default=EnvConfig())
+    env: EnvConfig = eqx.field(converter=_env_config)
     learner: AbstractLearner = PPO()
     decoder: AbstractDecoderConfig = FlowMatching()
     refinement: Refinement = Refinement()

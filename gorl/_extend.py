@@ -58,7 +58,7 @@ def lengthen(config: Config, total_steps: int) -> Config:
 def extend(config: Config, state: TrainState, longer: Config) -> TrainState:
     """The state from which `gorl.iterate(longer, state)` goes on with a run of `config`, finished or not.
 
-    A pure function. Everything up to `state` stays as it is, the curve included. The evaluation of the kept policy that
+    A pure function. Everything up to `state` stays as it is, the curve included. The evaluation of the best policy that
     ended a finished run is dropped, because the longer run does not end there. The result is the same bit for bit as
     that of a run that began with `longer`, unless `learner.learning_rate_decay` is above 0. The decay goes by the
     share of the run that is done: before `state` it went towards the end of the shorter run, after it it goes towards
@@ -106,7 +106,7 @@ def extend(config: Config, state: TrainState, longer: Config) -> TrainState:
 
 
 def continues(config: Config, longer: Config) -> bool:
-    """Whether a run of `longer` is one of `config` up to the end of that, but for the evaluation of the kept policy."""
+    """Whether a run of `longer` is one of `config` up to the end of that, but for the evaluation of the best policy."""
     names = [field.name for field in dataclasses.fields(config) if field.name not in _ADDED]
     if not all(getattr(config, name) == getattr(longer, name) for name in names):
         return False

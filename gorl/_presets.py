@@ -195,7 +195,7 @@ def preset(env: Any, scale: str = "laptop", method: str | Method = "gorl-flow") 
     said = {
         f"env.{name}"
         for name in ("training_length", "action_repeat")
-        if getattr(config.env, name) != getattr(EnvConfig(), name)
+        if getattr(config.env, name) != getattr(EnvConfig(config.env.name), name)
     }
     changes = {name: value for name, value in changes.items() if name not in said}
     if not method.is_staged:

@@ -267,5 +267,7 @@ def finished_run(tiny, make_policy, tmp_path_factory):
     points = [(0, 0), (0, 800), (1, 800), (1, 1600)]
     rows = [f"{seed},{stage},{steps},{seed * steps}" for stage, steps in points for seed in run.seed_numbers]
     run.curve_file.write_text("\n".join(["seed,stage,env_steps,return_mean", *rows, ""]))
-    run.summary_file.write_text(as_json({"kept_policy_return": {"5": 1.0, "6": 3.0, "7": float("nan")}}))
+    run.summary_file.write_text(
+        as_json({"env_steps": run.env_steps, "best_policy_return": {"5": 1.0, "6": 3.0, "7": float("nan")}})
+    )
     return run

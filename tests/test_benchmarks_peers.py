@@ -214,19 +214,19 @@ def test_our_pipeline_is_the_commands(monkeypatch):
         commands.append(command)
         run = pathlib.Path(command[command.index("--out") + 1])
         run.mkdir()
-        (run / "summary.json").write_text('{"kept_policy_return_mean": 7.0}')
+        (run / "summary.json").write_text('{"best_policy_return_mean": 7.0}')
         return "", 1.0
 
     commands = []
     monkeypatch.setattr(peers, "timed_process", timed_process)
     run = peers.run_pipeline("CartpoleSwingup", peers.PIPELINE)
-    assert run == {"seconds": 1.0, "kept_policy_return": 7.0}
+    assert run == {"seconds": 1.0, "best_policy_return": 7.0}
     (command,) = commands
     assert command[1:7] == ["-m", "gorl_cli", "--cache", "off", "train", "CartpoleSwingup"]
     assert "stage_steps=500000,500000" in command
     preset = gorl.preset("CartpoleSwingup", "paper")
     given = [text.partition("=") for option, text in itertools.pairwise(command) if option == "--set"]
-    assert {name: gorl.parse(preset, name, text) for name, _, text in given} == peers.PIPELINE
+    assert {name: gorl.internal.parse(preset, name, text) for name, _, text in given} == peers.PIPELINE
 
 
 def test_the_public_code_is_told_the_sizes_and_left_as_it_is(tmp_path, checkout, complete):

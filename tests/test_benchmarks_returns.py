@@ -19,7 +19,7 @@ STAND_IN = """
     directory.mkdir()
     config = gorl.preset(task, options["--scale"], options["--method"])
     (directory / "config.json").write_text(config.to_json())
-    (directory / "summary.json").write_text(json.dumps({"kept_policy_return": {"0": 1.0}, "wall_seconds": 60.0}))
+    (directory / "summary.json").write_text(json.dumps({"best_policy_return": {"0": 1.0}, "wall_seconds": 60.0}))
     rows = [f"{seed},{steps},{100 * seed + steps}" for seed in range(int(options["--seeds"])) for steps in (0, 10)]
     (directory / "curve.csv").write_text("\\n".join(["seed,env_steps,return_mean", *rows]))
 """

@@ -329,14 +329,14 @@ def test_a_missing_file(tmp_path):
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "file"
-    gorl.write_whole(path, "old")
+    gorl.internal.write_whole(path, "old")
 
     def full_disk(handle):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full_disk)
     with pytest.raises(OSError, match="No space left"):
-        gorl.write_whole(path, "new")
+        gorl.internal.write_whole(path, "new")
     assert path.read_text() == "old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
 
@@ -352,12 +352,12 @@ def test_what_a_killed_process_was_writing_is_removed_and_nothing_else(tmp_path)
     killed = (
         "import gorl, os, signal, sys\n"
         "os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "gorl.write_whole(sys.argv[1], 'new')"
+        "gorl.internal.write_whole(sys.argv[1], 'new')"
     )
     (tmp_path / "file").write_text("old")
     (tmp_path / ".hidden").write_text("precious")
     done = subprocess.run([sys.executable, "-c", killed, tmp_path / "file"], check=False)
     assert done.returncode == -signal.SIGKILL
     assert len(list(tmp_path.iterdir())) == 3
-    gorl.remove_unfinished(tmp_path)
+    gorl.internal.remove_unfinished(tmp_path)
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"file": "old", ".hidden": "precious"}

@@ -35,7 +35,7 @@ def test_train_leaves_everything_that_it_promises(command, tmp_path):
     directory = tmp_path / "my run [v1] :cat:"  # as it is, whatever rich takes for markup
     code, output, _ = command("train", "MultiGoal", "--seeds", 2, "--seed", 5, "--out", directory, *SMALL)
     assert code == 0
-    assert "kept policies on 4 fresh episodes" in output
+    assert "best policies on 4 fresh episodes" in output
     assert output.endswith(f" are in {directory}\n")
     assert sorted(path.name for path in directory.iterdir()) == [
         ".lock",
@@ -77,7 +77,7 @@ def test_train_leaves_everything_that_it_promises(command, tmp_path):
     expected = jax.tree.map(lambda leaf: leaf[1], result.policy)
     assert all(map(np.array_equal, jax.tree.leaves(policy), jax.tree.leaves(expected)))
     summary = json.loads((directory / "summary.json").read_text())
-    np.testing.assert_allclose(summary["kept_policy_return"]["6"], np.mean(result.returns[1]), rtol=1e-6)
+    np.testing.assert_allclose(summary["best_policy_return"]["6"], np.mean(result.returns[1]), rtol=1e-6)
 
 
 def test_output_that_is_no_terminal_is_plain_lines(command, tmp_path):

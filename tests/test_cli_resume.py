@@ -65,10 +65,10 @@ def copied(stopped, tmp_path):
 
 
 def assert_same_files(one, other):
-    """The curve and the kept policies are the same bit for bit, but for the time that they took."""
+    """The curve and the best policies are the same bit for bit, but for the time that they took."""
     assert rows(one) == rows(other)
     assert (one / "policies.eqx").read_bytes() == (other / "policies.eqx").read_bytes()
-    kept = [json.loads((run / "summary.json").read_text())["kept_policy_return"] for run in (one, other)]
+    kept = [json.loads((run / "summary.json").read_text())["best_policy_return"] for run in (one, other)]
     assert kept[0] == kept[1]
 
 

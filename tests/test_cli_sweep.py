@@ -191,7 +191,7 @@ def sweep_that_cannot_write(command, tmp_path, monkeypatch):
     """Runs a small sweep in which writing a table or a picture does something else."""
 
     def run(fail):
-        write_whole = gorl.write_whole
+        write_whole = gorl.internal.write_whole
         monkeypatch.setattr(gorl, "write_whole", lambda *file: (write_whole if "json" in file[0].name else fail)(*file))
         small = [option for option in SMALL if not any(name in option for name in ("stage_steps", "decoder", "width"))]
         options = ["--set=learner.policy_width=4", "--method", "ppo", "--steps", 80, "--seeds", 1]

@@ -37,7 +37,7 @@ import gorl
 def test_json_round_trip_is_exact(changes):
     if isinstance(changes.get("env"), str):
         changes = changes | {"env": gorl.EnvConfig(changes["env"])}
-    config = gorl.replace(gorl.Config(), changes)
+    config = gorl.replace(gorl.Config("PointMass"), changes)
     restored = gorl.Config.from_json(config.to_json())
     assert restored == config
     assert jax.tree.leaves(restored) == jax.tree.leaves(config)
@@ -225,7 +225,7 @@ def test_replace_answers_an_unknown_name_with_the_nearest(tiny, name, hint):
 )
 def test_a_group_cannot_be_set_as_a_whole(name, hint):
     with pytest.raises(gorl.InputError, match=hint):
-        gorl.parse(gorl.preset("PointMass", method="ppo"), name, "3")
+        gorl.internal.parse(gorl.preset("PointMass", method="ppo"), name, "3")
 
 
 # --- Bad values. ---
@@ -430,7 +430,7 @@ def test_an_environment_without_a_name_cannot_be_written(counting):
 
 def test_a_schedule_of_noise_can_be_typed():
     config = gorl.Config(decoder=gorl.Diffusion())
-    assert gorl.parse(config, "decoder.schedule", "0.9,0.5") == (0.9, 0.5)
-    assert gorl.parse(config, "decoder.schedule", "linear") == "linear"
+    assert gorl.internal.parse(config, "decoder.schedule", "0.9,0.5") == (0.9, 0.5)
+    assert gorl.internal.parse(config, "decoder.schedule", "linear") == "linear"
     with pytest.raises(gorl.InputError, match=r"decoder.schedule must be a name or numbers"):
-        gorl.parse(config, "decoder.schedule", "0.9,half")
+        gorl.internal.parse(config, "decoder.schedule", "0.9,half")

@@ -61,7 +61,7 @@ def test_a_finished_run_goes_on_bit_for_bit_like_one_that_began_longer(tiny, mak
     longer = gorl.lengthen(config, sum(config.stage_steps) + 800)
     shorter, unbroken = states(config, KEY), states(longer, KEY)
     begin = gorl.extend(config, shorter[max(shorter)], longer)
-    assert int(begin.index) == max(shorter) - 1  # but for the evaluation of the kept policy
+    assert int(begin.index) == max(shorter) - 1  # but for the evaluation of the best policy
     assert_same(begin, unbroken[max(shorter) - 1])
     extended = states(longer, begin)
     assert extended.keys() == set(range(max(shorter), max(unbroken) + 1))

@@ -54,7 +54,7 @@ def test_progress_goes_from_the_first_iteration_of_the_run_towards_its_end(tiny,
 
 
 @pytest.mark.parametrize("stage_steps", CASES)
-def test_only_the_last_evaluation_is_of_the_kept_policy(tiny, stage_steps):
+def test_only_the_last_evaluation_is_of_the_best_policy(tiny, stage_steps):
     steps = gorl.make_schedule(make(tiny, stage_steps)).steps
     assert np.flatnonzero(steps.is_final).tolist() == [len(steps.index) - 1]
     assert steps.phase[-1] == Phase.EVALUATE

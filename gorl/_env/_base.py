@@ -76,7 +76,7 @@ class EnvConfig(eqx.Module):
         a CPU and MJX in JAX elsewhere.
     """
 
-    name: str | _Instance = eqx.field(static=True, converter=_hold, default="PointMass")
+    name: str | _Instance = eqx.field(static=True, converter=_hold)
     episode_length: int | None = static_field(None)
     training_length: int | None = static_field(None)
     staggered: bool = eqx.field(static=True, default=False)

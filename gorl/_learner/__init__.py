@@ -5,7 +5,11 @@ from ._base import (
     AbstractLearner as AbstractLearner,
     Experience as Experience,
 )
-from ._clipped import AbstractClippedLearner as AbstractClippedLearner, PolicyTerms as PolicyTerms
+from ._clipped import (
+    AbstractClippedLearner as AbstractClippedLearner,
+    ActorCritic as ActorCritic,
+    PolicyTerms as PolicyTerms,
+)
 from ._dppo import DPPO as DPPO, Chain as Chain, ChainEncoder as ChainEncoder
 from ._encoder import GaussianEncoder as GaussianEncoder
 from ._fpo import FPO as FPO, FlowDraws as FlowDraws, FlowEncoder as FlowEncoder

@@ -1,0 +1,13 @@
+"""What the command line and the benchmarks need and users do not. It may change with any version."""
+
+from ._backend import num_cores as num_cores
+from ._checkpoint import (
+    remove_unfinished as remove_unfinished,
+    write_whole as write_whole,
+    written_by as written_by,
+)
+from ._env import family as family
+from ._errors import unknown_name as unknown_name
+from ._hyperparameters import parse as parse, whole_number as whole_number
+from ._interval import Interval as Interval, interval as interval
+from ._method import find_method as find_method
