@@ -1,1 +1,1 @@
-"""The command line: parse, call gorl, show. Installed as `gorl_cli`, a name that collides with nothing."""
+"""The command line: it parses, calls gorl and shows. Installed as `gorl_cli`, a name that nothing else has."""

@@ -3,14 +3,14 @@
 import io
 import sys
 
-from ._stop import stop_at_once
+from ._process import stop_at_once
 
 
 def main() -> None:
-    """Runs the command line, which can be stopped from here on: what it imports takes its time."""
+    """Runs the command line. A signal stops it from here on, since its imports take seconds."""
     stop_at_once()
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
-        sys.stdout.reconfigure(errors="backslashreplace")  # no run fails for a name that its terminal cannot show
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show must not end a run
     from ._app import main as run
 
     run()

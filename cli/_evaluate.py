@@ -1,4 +1,4 @@
-"""`gorl eval`: what the policies of a run earn, and how sure that is."""
+"""`gorl eval`: the returns of the policies of a run, and how certain they are."""
 
 import equinox as eqx
 import jax
@@ -7,21 +7,21 @@ import rich.table
 
 import gorl
 
-from ._directory import Run
-from ._say import as_json as to_json, plain_console
+from ._process import as_json as to_json, plain_console
+from ._run import Run
 
 
 def evaluate(run: Run, *, episodes: int, stochastic: bool, seed: int | None, key: int, as_json: bool) -> None:
-    """Plays fresh episodes with the best policies of a run and prints what they earn.
+    """Plays fresh episodes with the best policies of a run and prints their returns.
 
     **Arguments:**
 
     - `run`: the run.
-    - `episodes`: how many, with each policy.
-    - `stochastic`: draw latents from the encoder, rather than taking its mode.
-    - `seed`: the seed whose policy it is; `None` for those of all.
+    - `episodes`: the number of episodes of each policy.
+    - `stochastic`: sample latents from the encoder instead of taking its mode.
+    - `seed`: the seed whose policy plays; `None` for all seeds.
     - `key`: decides the episodes. All policies play from the same start states.
-    - `as_json`: print a JSON object rather than a table.
+    - `as_json`: print a JSON object instead of a table.
 
     **Raises:**
 
@@ -33,7 +33,7 @@ def evaluate(run: Run, *, episodes: int, stochastic: bool, seed: int | None, key
     indices = np.array([run.index(number) for number in seeds])
     chosen = jax.tree.map(lambda leaf: leaf[indices], run.policies())
     returns = np.asarray(_returns(run.config.env, chosen, jax.random.key(key), episodes, stochastic), np.float64)
-    # One policy says nothing about another seed's: what is uncertain about all of them is from seed to seed.
+    # The mean over seeds varies from seed to seed. More episodes of one policy say nothing about that.
     overall = returns.mean(axis=1) if len(seeds) > 1 else returns[0]
     if as_json:
         print(_as_json(run, seeds, returns, overall, stochastic, key), end="")
@@ -50,7 +50,7 @@ def _returns(env: gorl.EnvConfig, policies: gorl.Policy, key: jax.Array, episode
 
 
 def _show(run: Run, seeds: list[int], returns: np.ndarray, overall: np.ndarray, stochastic: bool) -> None:
-    how = "drawn" if stochastic else "at the mode"
+    how = "sampled" if stochastic else "at the mode"
     table = rich.table.Table(
         title=f"{run.method} on {run.config.env}: return of {returns.shape[1]} fresh episodes each, latents {how}",
         title_justify="left",
@@ -59,10 +59,10 @@ def _show(run: Run, seeds: list[int], returns: np.ndarray, overall: np.ndarray, 
     for column in ("seed", "mean", name, "std", "lowest", "highest"):
         table.add_column(column, justify="right")
     for seed, of_seed in zip(seeds, returns, strict=True):
-        table.add_row(str(seed), *_figures(of_seed), f"{of_seed.min():.1f}", f"{of_seed.max():.1f}")
+        table.add_row(str(seed), *_metrics(of_seed), f"{of_seed.min():.1f}", f"{of_seed.max():.1f}")
     if len(seeds) > 1:
         table.add_section()
-        table.add_row("all", *_figures(overall), f"{returns.min():.1f}", f"{returns.max():.1f}")
+        table.add_row("all", *_metrics(overall), f"{returns.min():.1f}", f"{returns.max():.1f}")
     console = plain_console()
     console.print(table)
     if len(seeds) > 1:
@@ -70,7 +70,7 @@ def _show(run: Run, seeds: list[int], returns: np.ndarray, overall: np.ndarray, 
         console.print(f"all: over the means of the seeds; the {of_all} of them")
 
 
-def _figures(values: np.ndarray) -> tuple[str, str, str]:
+def _metrics(values: np.ndarray) -> tuple[str, str, str]:
     found = gorl.internal.interval(values)
     std = np.std(values, ddof=1) if values.size > 1 else np.nan
     return f"{found.mean:.1f}", f"[{found.low:.1f}, {found.high:.1f}]", f"{std:.1f}"

@@ -6,8 +6,7 @@ from collections.abc import Callable
 
 import gorl
 
-from ._output import check_output, write_output
-from ._say import say
+from ._process import check_output, say, write_output
 
 _DRAWS = ("latent", "seed")
 _KINDS: dict[str, Callable[[gorl.Policy, str], bytes]] = {
@@ -17,36 +16,32 @@ _KINDS: dict[str, Callable[[gorl.Policy, str], bytes]] = {
 
 
 def check_export(path: pathlib.Path, draw: str) -> None:
-    """Makes sure that [`export`][] can write its files, as far as that does not depend on the policy.
-
-    **Arguments:**
-
-    Those of [`export`][].
+    """Checks what [`export`][] can check without the policy.
 
     **Raises:**
 
-    `gorl.InputError` if it cannot.
+    `gorl.InputError` if the files cannot be written.
     """
     suffix = check_output(path, (*_KINDS, ""))
     for file in _files(path):
         check_output(file, _KINDS)
     if suffix == ".onnx" and importlib.util.find_spec("onnx") is None:
         raise gorl.InputError(
-            "an .onnx takes the package onnx, which is not installed: pip install 'gorl[onnx]', or make a .stablehlo."
+            "an .onnx needs the package onnx, which is not installed: pip install 'gorl[onnx]', or make a .stablehlo."
         )
     if draw not in _DRAWS:
         raise gorl.internal.unknown_name("draw", draw, _DRAWS)
 
 
 def export(policy: gorl.Policy, path: pathlib.Path, draw: str) -> None:
-    """Writes a policy to files for programs without this library, and says what goes in and comes out.
+    """Writes a policy to files for programs without this library, and prints their inputs and outputs.
 
     **Arguments:**
 
-    - `policy`: a single one.
-    - `path`: the file: `.stablehlo` or `.onnx`; or one without a suffix, which is given both. Then the `.onnx` is left
-        out, with a word about why, if it cannot be made.
-    - `draw`: what decides which of the policy's actions it is: `"latent"` or `"seed"`.
+    - `policy`: a single policy.
+    - `path`: the file: `.stablehlo` or `.onnx`; or one without a suffix, which becomes both. In that case it leaves
+        out an `.onnx` that cannot be made, and says why.
+    - `draw`: the policy's source of randomness: `"latent"` or `"seed"`.
 
     **Raises:**
 
@@ -70,7 +65,6 @@ def export(policy: gorl.Policy, path: pathlib.Path, draw: str) -> None:
 
 
 def _files(path: pathlib.Path) -> list[pathlib.Path]:
-    """The files that a path stands for."""
     return [path] if path.suffix else [path.with_suffix(suffix) for suffix in _KINDS]
 
 

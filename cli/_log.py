@@ -1,4 +1,4 @@
-"""Loggers that people use beside the files of a run."""
+"""`--log`: loggers besides the files of a run."""
 
 import abc
 import contextlib
@@ -7,33 +7,33 @@ from collections.abc import Iterator, Sequence
 
 import gorl
 
-from ._directory import Run
-from ._say import say
+from ._process import say
+from ._run import Run
 
 Row = dict[str, float | int | str]
-_WHAT_A_ROW_IS_OF = frozenset(("seed", "stage", "env_steps", "wall_seconds", "diverged_at", "divergence"))
+_NO_METRICS = frozenset(("seed", "stage", "env_steps", "wall_seconds", "diverged_at", "divergence"))
 
 
 class AbstractLogger(abc.ABC):
-    """Where figures go as they come. A new one is a subclass of this and an entry in `_LOGGERS`."""
+    """Takes metrics as they come. A new logger is a subclass, and an entry in `_LOGGERS`."""
 
     @abc.abstractmethod
     def write(self, rows: Sequence[Row]) -> None:
-        """Takes the rows of one evaluation, one of each seed, as `curve.csv` has them."""
+        """Takes the rows of one evaluation, one for each seed, as in `curve.csv`."""
 
     @abc.abstractmethod
     def close(self) -> None:
-        """Sees to it that everything has arrived."""
+        """Writes what is left to write."""
 
 
 class TensorBoard(AbstractLogger):
-    """Event files in `tensorboard/` in the run's directory, one series for each seed."""
+    """Writes event files to `tensorboard/` in the run's directory, with a series for each seed."""
 
     def __init__(self, run: Run):
         from tensorboardX import SummaryWriter
 
-        # A run that goes on has every row again: TensorBoard drops what an earlier process has logged. The queue has no
-        # limit, because the thread that empties it ends where it cannot write, and a full queue would block for ever.
+        # A resumed run writes all its rows again, and `purge_step` drops those of earlier processes. The queue has no
+        # limit: the thread that empties it ends when it cannot write, and a full queue would then block for ever.
         self._writers = {
             seed: SummaryWriter(str(run.directory / "tensorboard" / f"seed_{seed}"), purge_step=0, max_queue=0)
             for seed in run.seed_numbers
@@ -42,8 +42,8 @@ class TensorBoard(AbstractLogger):
     def write(self, rows: Sequence[Row]) -> None:
         for row in rows:
             writer = self._writers[row["seed"]]  # pyright: ignore[reportArgumentType]
-            for name, figure in _figures(row).items():
-                writer.add_scalar(name, figure, int(row["env_steps"]))
+            for name, metric in _metrics(row).items():
+                writer.add_scalar(name, metric, int(row["env_steps"]))
             writer.flush()
 
     def close(self) -> None:
@@ -52,7 +52,7 @@ class TensorBoard(AbstractLogger):
 
 
 class WeightsAndBiases(AbstractLogger):
-    """One run of Weights & Biases with a group of figures for each seed. `WANDB_MODE=offline` works."""
+    """Makes a run of Weights & Biases, with a group of metrics for each seed. `WANDB_MODE=offline` works."""
 
     def __init__(self, run: Run):
         import json
@@ -64,6 +64,7 @@ class WeightsAndBiases(AbstractLogger):
             name=run.directory.name,
             id=run.identifier,
             resume="allow",
+            reinit="create_new",  # the runs of a sweep log side by side
             dir=run.directory,
             config={"method": run.method, "seeds": list(run.seed_numbers), **json.loads(run.config.to_json())},
         )
@@ -71,14 +72,14 @@ class WeightsAndBiases(AbstractLogger):
         self._wandb.define_metric("*", step_metric="env_steps")
 
     def write(self, rows: Sequence[Row]) -> None:
-        figures = {f"seed_{row['seed']}/{name}": figure for row in rows for name, figure in _figures(row).items()}
-        self._wandb.log({"env_steps": rows[0]["env_steps"], "stage": rows[0]["stage"], **figures})
+        metrics = {f"seed_{row['seed']}/{name}": metric for row in rows for name, metric in _metrics(row).items()}
+        self._wandb.log({"env_steps": rows[0]["env_steps"], "stage": rows[0]["stage"], **metrics})
 
     def close(self) -> None:
         self._wandb.finish()
 
 
-# Of each logger: what makes it, and the package that it takes.
+# The class of each logger, and the package that it needs.
 _LOGGERS: dict[str, tuple[type[AbstractLogger], str]] = {
     "tensorboard": (TensorBoard, "tensorboardX"),
     "wandb": (WeightsAndBiases, "wandb"),
@@ -86,27 +87,27 @@ _LOGGERS: dict[str, tuple[type[AbstractLogger], str]] = {
 
 
 def check_loggers(names: Sequence[str]) -> None:
-    """Checks that there are such loggers, and that they are installed.
+    """Checks that the loggers exist and are installed.
 
     **Raises:**
 
-    `gorl.InputError` if not.
+    `gorl.InputError` if one does not, or is not.
     """
     for name in names:
         if name not in _LOGGERS:
             raise gorl.internal.unknown_name("logger", name, _LOGGERS)
         package = _LOGGERS[name][1]
         if importlib.util.find_spec(package) is None:
-            raise gorl.InputError(f"--log {name} takes {package}, which is not installed: pip install 'gorl[{name}]'.")
+            raise gorl.InputError(f"--log {name} needs {package}, which is not installed: pip install 'gorl[{name}]'.")
 
 
 class Loggers:
-    """The loggers of a run. One that cannot write is left out from then on: a log is no reason to lose a run.
+    """The loggers of a run. One that fails to write is dropped, because a log is no reason to lose a run.
 
     **Arguments:**
 
     - `run`: the run.
-    - `rows`: as far as it has come.
+    - `rows`: its rows so far.
     """
 
     def __init__(self, run: Run, rows: Sequence[Row]):
@@ -118,13 +119,13 @@ class Loggers:
             self.write(rows[begin : begin + run.seeds])
 
     def write(self, rows: Sequence[Row]) -> None:
-        """Takes the rows of one evaluation, one of each seed."""
+        """Takes the rows of one evaluation, one for each seed."""
         for name, logger in list(self._open.items()):
             with self._spared(name):
                 logger.write(rows)
 
     def close(self) -> None:
-        """Sees to it that everything has arrived."""
+        """Writes what is left to write."""
         for name, logger in list(self._open.items()):
             with self._spared(name):
                 logger.close()
@@ -138,5 +139,5 @@ class Loggers:
             say(f"--log {name} could not be written ({error.strerror}): the run goes on without it")
 
 
-def _figures(row: Row) -> dict[str, float]:
-    return {name: float(figure) for name, figure in row.items() if name not in _WHAT_A_ROW_IS_OF}
+def _metrics(row: Row) -> dict[str, float]:
+    return {name: float(metric) for name, metric in row.items() if name not in _NO_METRICS}

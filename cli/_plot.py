@@ -1,404 +1,93 @@
-"""Pictures, fit for a paper: learning curves and action distributions."""
+"""`gorl plot`: pictures of runs."""
 
-import dataclasses
-import io
-import math
-import re
-import textwrap
-import warnings
+import pathlib
+from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
-import equinox as eqx
 import jax
-import matplotlib
-import matplotlib.ticker
 import numpy as np
-import scipy.signal
-import scipy.stats
-from jaxtyping import Array, Float, Int, Key, PyTree
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-import gorl
-
-from ._say import say
-
-# Okabe and Ito's palette, which colour-blind people can tell apart; the yellow is left out, which nobody sees on white.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_DASHES = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (6, 1.5, 1, 1.5)))
-# Every other line is dashed, and lies on top: two runs may share a stage, line on line, and both are to be seen. No two
-# of these are the same.
-_LINES = [
-    {"color": _COLOURS[index % 7], "linestyle": _DASHES[2 * (index // 14) + index % 2], "zorder": 2 + 0.1 * (index % 2)}
-    for index in range(28)
-]
-_COLUMN, _PAGE = 3.4, 7.0  # the widths of a column and of a page with two of them, in inches
-_STYLE: dict[Any, Any] = {
-    "font.size": 9,
-    "axes.titlesize": 9,
-    "axes.labelsize": 8,
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 8,
-    "legend.fontsize": 8,
-    "legend.frameon": False,
-    "legend.columnspacing": 1.2,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.6,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "text.parse_math": False,  # a label is what somebody called a run
-    "pdf.fonttype": 42,  # text stays text, as journals ask for
-    "svg.fonttype": "none",
-    "svg.hashsalt": "gorl",  # the same picture is the same file
-}
-_WITHOUT_DATE = {".png": {"Software": None}, ".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
-SUFFIXES = tuple(_WITHOUT_DATE)
-_MISSING = re.compile(r"Glyph \d+ .* missing from")  # a warning for each letter, and each time that it is laid out
+from ._figures import SUFFIXES, RunCurve, action_distributions, encode, learning_curves
+from ._process import check_output, say, write_output
+from ._run import Run, damaged
 
 
-@dataclasses.dataclass(frozen=True)
-class RunCurve:
-    """The learning curve of a run, to be drawn.
-
-    **Arguments:**
-
-    - `label`: what it is called.
-    - `env_steps`: of each evaluation.
-    - `stage`: of each evaluation.
-    - `returns`: the mean of each evaluation of each seed; NaN where the seed had diverged.
-    """
-
-    label: str
-    env_steps: Int[np.ndarray, " evaluations"]
-    stage: Int[np.ndarray, " evaluations"]
-    returns: Float[np.ndarray, "seeds evaluations"]
-
-    @property
-    def boundaries(self) -> list[int]:
-        """The steps at which a new stage begins."""
-        return self.env_steps[1:][np.diff(self.stage) > 0].tolist()
-
-    @property
-    def num_diverged(self) -> int:
-        """How many seeds diverged at some time."""
-        return int(np.sum(~np.isfinite(self.returns).all(axis=1)))
-
-
-def learning_curves(curves: Sequence[RunCurve], title: str = "") -> Figure:
-    """Returns against environment steps: the mean over the seeds of each run, and
-    as a band the 95 % interval of the mean, or of fewer than ten seeds the smallest and the largest.
-
-    A seed that diverged is left out where its returns are NaN, and the picture says how many did. A run drawn alone has
-    a thin line for each seed, with a cross where one diverged. Dotted lines stand where a new stage begins: across the
-    whole picture if that is at the same step in all runs, at the foot of it in the colour of the run if not.
-
-    **Arguments:**
-
-    - `curves`: the runs, at least one.
-    - `title`: over the picture.
-
-    **Returns:**
-
-    The picture: as wide as a column for up to four runs, as a page for more.
-    """
-    with matplotlib.rc_context(_STYLE):
-        is_alone = len(curves) == 1
-        width, height = (_COLUMN, 2.5) if len(curves) <= 4 else (_PAGE, 3.6)
-        title = _wrapped(", ".join(filter(None, (title, _seeds(curves)))), width, size=9)
-        labels = [] if is_alone else [_wrapped(_label(curve), _COLUMN - 0.45, size=8) for curve in curves]
-        columns, legend_height = _legend_size(labels, width)
-        height += 0.15 * title.count("\n") + legend_height
-        figure = Figure(figsize=(width, height), layout="constrained")
-        axes = figure.add_subplot()
-        intervals = [gorl.internal.interval(curve.returns, axis=0) for curve in curves]
-        handles = []
-        for curve, interval, line in zip(curves, intervals, _styles(len(curves)), strict=True):
-            if is_alone:
-                _draw_seeds(axes, curve, line)
-            handles.append(_draw_mean(axes, curve, interval, line, alpha=0.18 if len(curves) <= 4 else 0.1))
-        _draw_boundaries(axes, curves)
-        axes.set_title(title, loc="left")
-        has_stages = any(curve.boundaries for curve in curves)
-        axes.set_xlabel(f"environment steps{' (dotted: new stage)' * has_stages}")
-        bands = dict.fromkeys(
-            interval.name for curve, interval in zip(curves, intervals, strict=True) if len(curve.returns) > 1
-        )
-        axes.set_ylabel(f"return: mean, {' or '.join(bands)}" if bands else "return")
-        axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(7 if width == _PAGE else 5, integer=True))
-        axes.xaxis.set_major_formatter(matplotlib.ticker.EngFormatter(sep=""))
-        axes.set_xlim(0, max(1, *(int(curve.env_steps[-1]) for curve in curves)))
-        axes.set_ylim(*_limits(curves, intervals))
-        if not is_alone:
-            figure.legend(handles, labels, loc="outside lower center", ncols=columns)
-        return figure
-
-
-def action_distributions(
-    env: gorl.EnvConfig, policy: gorl.Policy, key: Key[Array, ""], num_states: int = 6, num_actions: int = 10_000
-) -> Figure:
-    """How a policy's actions are distributed at states along an episode, beside the Gaussian of the same moments.
-
-    Actions before `tanh` are projected on their first principal component. The dashed line is the Gaussian of the same
-    mean and variance: where the two differ, the policy is none. Each panel says how many modes the density has, and how
-    much of the variance of the actions the component has, if they have more than one.
-
-    **Arguments:**
-
-    - `env`: the environment.
-    - `policy`: who acts.
-    - `key`: decides the episode, which is played with drawn latents, and the actions.
-    - `num_states`: how many states, evenly spaced along the episode; fewer if it has not as many.
-    - `num_actions`: how many actions at each state.
-
-    **Returns:**
-
-    The picture: a panel for each state.
+def plot_curves(runs: Sequence[Run], path: pathlib.Path) -> None:
+    """Draws the learning curves of runs, finished or not, on one axis.
 
     **Raises:**
 
-    `gorl.InputError` as `gorl.play` does, if the policy has diverged, or if a number is too small.
-
-    ??? cite "Reference"
-
-        GoRL, arXiv 2512.02581, on how the actions of HopperStand become bimodal.
+    `gorl.InputError` if a run has no curve yet, or the file cannot be written.
     """
-    if num_states < 1 or num_actions < 2:
-        raise gorl.InputError(
-            f"num_states must be at least 1 and num_actions at least 2, not {num_states} and {num_actions}."
-        )
-    _check_finite(policy)
-    play_key, draw_key = jax.random.split(key)
-    episode = gorl.play(env, policy, play_key, stochastic=True)
-    steps = np.unique(np.linspace(0, int(episode.length[0]) - 1, num_states).round().astype(int))
-    drawn = _draw_actions(policy, episode.observation[0, steps], draw_key, num_actions)
-    _check_finite(drawn)
-    actions = np.asarray(drawn, np.float64)
-    with matplotlib.rc_context(_STYLE):
-        columns = min(3, len(steps))
-        rows = math.ceil(len(steps) / columns)
-        figure = Figure(figsize=(_PAGE, 0.6 + 1.55 * rows), layout="constrained")
-        panels = figure.subplots(rows, columns, squeeze=False).ravel()
-        for axes in panels[len(steps) :]:
-            axes.set_visible(False)
-        for axes, step, here in zip(panels, steps, actions, strict=False):
-            values, share = principal_component(here)
-            grid, density = action_density(values)
-            normal = scipy.stats.norm.pdf(grid, values.mean(), _spread(values))
-            axes.fill_between(grid, density, color=_COLOURS[0], alpha=0.2, linewidth=0)
-            axes.plot(grid, density, color=_COLOURS[0], linewidth=1.4)
-            axes.plot(grid, normal, color="black", linewidth=1, linestyle="--")
-            axes.set_title(f"step {step}", loc="left")
-            modes = num_modes(density, values)
-            said = [f"{modes} mode{'s' * (modes > 1)}"] + [f"{100 * share:.0f} % of variance"] * (here.shape[1] > 1)
-            axes.text(1, 1, "\n".join(said), transform=axes.transAxes, ha="right", va="top", fontsize=7, color="0.35")
-            axes.set_yticks([])  # a density is as high as the axis below is narrow
-            axes.set_xlim(grid[0], grid[-1])
-            axes.set_ylim(0, 1.3 * max(density.max(), normal.max()))  # room for the words
-            axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(4))
-        along = " along its first principal component" if actions.shape[2] > 1 else ""
-        figure.supxlabel(f"action before tanh{along}", fontsize=8)
-        figure.supylabel("density", fontsize=8)
-        figure.legend(
-            panels[0].get_lines(),
-            [f"the policy ({num_actions:,} actions)", "the Gaussian of the same mean and variance"],
-            loc="outside upper left",
-            ncols=2,
-        )
-        return figure
+    suffix = check_output(path, SUFFIXES)
+    curves = [run_curve(run, label) for run, label in zip(runs, _labels(runs), strict=True)]
+    envs = {str(run.config.env) for run in runs}
+    title = envs.pop() if len(envs) == 1 else ""
+    title = f"{runs[0].method} on {title}" if len(runs) == 1 else title
+    write_output(path, encode(learning_curves(curves, title=title), suffix))
+    print(path)
 
 
-def principal_component(actions: Float[np.ndarray, "actions size"]) -> tuple[Float[np.ndarray, " actions"], float]:
-    """Actions along the direction in which they differ most, and its share of their variance."""
-    _, scales, directions = np.linalg.svd(actions - actions.mean(axis=0), full_matrices=False)
-    direction = directions[0] * np.sign(directions[0][np.argmax(np.abs(directions[0]))])  # either sign would do
-    total = float(np.sum(scales**2))
-    return actions @ direction, float(scales[0] ** 2) / total if total > 0 else 1.0
-
-
-def action_density(
-    values: Float[np.ndarray, " actions"],
-) -> tuple[Float[np.ndarray, " grid"], Float[np.ndarray, " grid"]]:
-    """The density of one-dimensional actions, estimated with Gaussian kernels.
-
-    A kernel's standard deviation is 0.8 times what Scott's rule says: `0.8 s / n^(1/5)` for `n` actions of standard
-    deviation `s`.
-
-    **Returns:**
-
-    Points, and the density at each. They leave out a thousandth of the actions, half of it on either side: a few that
-    are far away would leave no room for the others.
-    """
-    width = _kernel_width(values)
-    low, high = np.quantile(values, (0.0005, 0.9995))
-    grid = np.linspace(low - 4 * width, high + 4 * width, 400)
-    kernels = np.exp(-(((grid[:, None] - values) / width) ** 2) / 2)
-    return grid, np.mean(kernels, axis=1) / (width * math.sqrt(2 * math.pi))
-
-
-def num_modes(density: Float[np.ndarray, " grid"], values: Float[np.ndarray, " actions"]) -> int:
-    """How many peaks of [`action_density`][] there are that five standard errors tell from what lies between them.
-
-    A density `f` that is estimated with kernels of standard deviation `w` from `n` actions has about the variance
-    `f / (2 n w sqrt(π))`, and its square root therefore the same one wherever it is: a small peak counts as well as a
-    large one, and the bumps of a flat density do not.
-    """
-    standard_error = math.sqrt(1 / (2 * values.size * _kernel_width(values) * math.sqrt(math.pi))) / 2
-    # Padded, so that a peak at an end is one.
-    peaks, _ = scipy.signal.find_peaks(np.pad(np.sqrt(density), 1), prominence=5 * standard_error)
-    return len(peaks)
-
-
-def encode(figure: Figure, suffix: str) -> bytes:
-    """A picture as a file, the same bytes each time.
+def plot_actions(run: Run, path: pathlib.Path, *, seed: int | None, key: int) -> None:
+    """Draws the distribution of a policy's actions at states along an episode.
 
     **Arguments:**
 
-    - `figure`: the picture.
-    - `suffix`: one of `SUFFIXES`.
-
-    **Returns:**
-
-    What the file holds.
+    - `run`: the run.
+    - `path`: the file.
+    - `seed`: of the policy; `None` for the best one.
+    - `key`: decides the episode and the actions.
 
     **Raises:**
 
-    `gorl.InputError` for another suffix.
+    `gorl.InputError` if there is no such policy, or the file cannot be written.
     """
-    if suffix not in SUFFIXES:
-        raise gorl.InputError(f"there are no pictures of the kind {suffix!r}: give one of {', '.join(SUFFIXES)}.")
-    content = io.BytesIO()
-    metadata: Any = _WITHOUT_DATE[suffix]
-    with matplotlib.rc_context(_STYLE), warnings.catch_warnings(record=True, action="always") as caught:
-        figure.savefig(content, format=suffix.removeprefix("."), dpi=300, metadata=metadata)
-    if any(_MISSING.match(str(warning.message)) for warning in caught):
-        say("there are letters in a name that matplotlib's font lacks: the picture has boxes in place of them")
-    for warning in caught:
-        if not _MISSING.match(str(warning.message)):
-            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
-    return content.getvalue()
+    suffix = check_output(path, SUFFIXES)
+    figure = action_distributions(run.config.env, run.policy(seed), jax.random.key(key))
+    write_output(path, encode(figure, suffix))
+    print(path)
 
 
-def _styles(count: int) -> list[dict[str, Any]]:
-    return [_LINES[index % len(_LINES)] for index in range(count)]
+def run_curve(run: Run, label: str) -> RunCurve:
+    """The learning curve of a run so far.
+
+    **Raises:**
+
+    `gorl.InputError` if there is none yet, or the file is not what `gorl train` wrote.
+    """
+    of_seeds: dict[int, list[tuple[int, int, float]]] = {}
+    for row in run.curve():
+        try:
+            point = (int(row["env_steps"]), int(row["stage"]), float(row["return_mean"]))
+            of_seeds.setdefault(int(row["seed"]), []).append(point)
+        except (KeyError, TypeError, ValueError) as error:
+            raise damaged(run.curve_file) from error
+    if len({len(points) for points in of_seeds.values()}) != 1:
+        raise damaged(run.curve_file)
+    if not run.is_finished:
+        say(f"{run.directory} is not finished: the picture has its curve so far")
+    points = np.array(list(of_seeds.values()))
+    return RunCurve(label, points[0, :, 0].astype(np.int64), points[0, :, 1].astype(np.int64), points[:, :, 2])
 
 
-def _wrapped(text: str, width: float, size: float) -> str:
-    """Text broken into lines of some inches, in letters of some points."""
-    return textwrap.fill(text, int(width / _letter(size)))
+def shortest_tails(paths: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """The shortest end of each path that no other path has. Equal paths get equal ends."""
+    different = set(paths)
+
+    def is_unique(path: tuple[str, ...], length: int) -> bool:
+        return all(other == path or other[-length:] != path[-length:] for other in different)
+
+    return [next((path[-length:] for length in range(1, len(path)) if is_unique(path, length)), path) for path in paths]
 
 
-def _letter(size: float) -> float:
-    """The mean width of a letter of some points, in inches."""
-    return 0.6 * size / 72
-
-
-def _legend_size(labels: Sequence[str], width: float) -> tuple[int, float]:
-    """How many columns a legend can have, and how high it is then, in inches."""
-    if not labels:
-        return 1, 0.0
-    longest = max(len(line) for label in labels for line in label.splitlines())
-    columns = max(1, min(len(labels), int(width / (0.45 + _letter(8) * longest))))
-    rows = math.ceil(len(labels) / columns)
-    return columns, 0.08 + 0.145 * rows * max(label.count("\n") + 1 for label in labels)
-
-
-def _seeds(curves: Sequence[RunCurve]) -> str:
-    """How many seeds there are, and of a run alone how many diverged: of several runs the legend says it."""
-    counts = sorted({len(curve.returns) for curve in curves})
-    said = f"{' or '.join(map(str, counts))} seed{'s' * (counts != [1])}"
-    diverged = curves[0].num_diverged if len(curves) == 1 else 0
-    together = f"{diverged} diverged (×)".replace(" ", "\N{NO-BREAK SPACE}")  # no line is to break here
-    return f"{said}, {together}" if diverged else said
-
-
-def _label(curve: RunCurve) -> str:
-    if not curve.num_diverged:
-        return curve.label
-    return f"{curve.label} ({curve.num_diverged} of {len(curve.returns)} diverged)"
-
-
-def _draw_seeds(axes: Axes, curve: RunCurve, line: dict[str, Any]) -> None:
-    """A thin line for each seed, with a cross where it was seen for the last time before it diverged."""
-    for here in _of_each_stage(curve):
-        axes.plot(curve.env_steps[here], curve.returns[:, here].T, linewidth=0.5, alpha=0.5, **line)
-    is_there = np.isfinite(curve.returns)
-    seeds, last = np.nonzero(is_there[:, :-1] & ~is_there[:, 1:])
-    lost = curve.env_steps[last], curve.returns[seeds, last]
-    axes.plot(*lost, color=line["color"], linestyle="", marker="x", markersize=5)
-
-
-def _draw_mean(
-    axes: Axes, curve: RunCurve, interval: gorl.internal.Interval, line: dict[str, Any], alpha: float
-) -> Any:
-    """The line and the band of a run; the line is returned, for the legend."""
-    mean, low, high = interval.mean, interval.low, interval.high
-    drawn = None
-    for here in _of_each_stage(curve):
-        steps = curve.env_steps[here]
-        axes.fill_between(steps, low[here], high[here], color=line["color"], alpha=alpha, linewidth=0)
-        marker = "." if np.sum(np.isfinite(mean[here])) == 1 else ""  # of one point there is no line
-        (drawn,) = axes.plot(steps, mean[here], linewidth=1.4, marker=marker, **line)
-    return drawn
-
-
-def _of_each_stage(curve: RunCurve) -> list[np.ndarray]:
-    """Which evaluations are of each stage: as one begins there are two at one step, and no line must join them."""
-    return [curve.stage == stage for stage in np.unique(curve.stage)]
-
-
-def _draw_boundaries(axes: Axes, curves: Sequence[RunCurve]) -> None:
-    if all(curve.boundaries == curves[0].boundaries for curve in curves):
-        for steps in curves[0].boundaries:
-            axes.axvline(steps, color="0.5", linewidth=0.8, linestyle=":", zorder=0)
-        return
-    for curve, line in zip(curves, _styles(len(curves)), strict=True):
-        for steps in curve.boundaries:
-            axes.axvline(steps, ymax=0.06, color=line["color"], linewidth=1.2, linestyle=":")
-
-
-def _limits(curves: Sequence[RunCurve], intervals: Sequence[gorl.internal.Interval]) -> tuple[float, float]:
-    """From zero, or the lowest return below it, to the highest, with room for the bands up to a fourth of that."""
-    returns = _finite([curve.returns for curve in curves])
-    if not returns.size:
-        return 0.0, 1.0
-    bands = _finite([end for interval in intervals for end in (interval.low, interval.high)])
-    lowest, highest = min(0.0, float(returns.min())), float(returns.max())
-    reach = max(highest - lowest, 1e-3)
-    low = max(np.min(bands, initial=lowest), lowest - reach / 4) if lowest < 0 else 0.0
-    high = min(np.max(bands, initial=highest), highest + reach / 4)
-    return low - 0.04 * reach * (lowest < 0), high + 0.04 * reach
-
-
-def _finite(arrays: Sequence[np.ndarray]) -> np.ndarray:
-    values = np.concatenate([np.ravel(array) for array in arrays])
-    return values[np.isfinite(values)]
-
-
-def _check_finite(tree: PyTree) -> None:
-    leaves = jax.tree.leaves(eqx.filter(tree, eqx.is_inexact_array))
-    if not all(np.isfinite(leaf).all() for leaf in leaves):
-        raise gorl.InputError("this policy has diverged, and its actions are not finite: take that of another seed.")
-
-
-@eqx.filter_jit
-def _draw_actions(
-    policy: gorl.Policy, observations: Float[Array, "states observation"], key: Key[Array, ""], num_actions: int
-) -> Float[Array, "states actions size"]:
-    """Actions before `tanh` at each state."""
-
-    def at_state(inputs: tuple[Array, Array]) -> Float[Array, "actions size"]:
-        observation, key = inputs
-        return jax.vmap(lambda key: policy.sample(observation, key)[2])(jax.random.split(key, num_actions))
-
-    return jax.lax.map(at_state, (observations, jax.random.split(key, len(observations))))
-
-
-def _spread(values: Float[np.ndarray, " actions"]) -> float:
-    """The standard deviation of actions; a policy without noise has one of rounding errors, so that it can be drawn."""
-    return max(float(values.std(ddof=1)), 1e-6)
-
-
-def _kernel_width(values: Float[np.ndarray, " actions"]) -> float:
-    return 0.8 * _spread(values) * values.size**-0.2
+def _labels(runs: Sequence[Run]) -> list[str]:
+    """The method, the environment if there are several, and the directory if two runs would have the same label."""
+    several = len({str(run.config.env) for run in runs}) > 1
+    labels = [f"{run.method} on {run.config.env}" if several else run.method for run in runs]
+    for label, often in Counter(labels).items():
+        if often > 1:
+            alike = [index for index, other in enumerate(labels) if other == label]
+            tails = shortest_tails([runs[index].directory.resolve().parts for index in alike])
+            for index, tail in zip(alike, tails, strict=True):
+                labels[index] = f"{label} ({pathlib.PurePath(*tail)})"
+    return labels

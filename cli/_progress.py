@@ -1,16 +1,15 @@
-"""What is seen while a run goes on: a live bar in a terminal, plain lines anywhere else."""
+"""The progress of a run: a live bar in a terminal, plain lines elsewhere."""
 
 import contextlib
 import time
 from collections.abc import Sequence
-from types import TracebackType
 
 import numpy as np
 import rich.progress
 
 import gorl
 
-from ._say import plain_console
+from ._process import plain_console, plural
 
 _DOING = {
     gorl.Phase.LEARN: "learning",
@@ -18,16 +17,17 @@ _DOING = {
     gorl.Phase.REFINE: "refining the decoder",
 }
 _COMPILING = "compiling, once"
+_LATEST = 20  # steps of a phase from which its speed is estimated
 
 
 class Progress:
-    """Follows a run from chunk to chunk.
+    """Shows the progress of a run. A context manager.
 
     **Arguments:**
 
-    - `config`: what is being trained.
-    - `title`: what it is called.
-    - `names`: those of the runs that train side by side.
+    - `config`: the config.
+    - `title`: the name of the run.
+    - `names`: those of the seeds that train side by side.
     """
 
     def __init__(self, config: gorl.Config, title: str, names: Sequence[str]):
@@ -37,7 +37,6 @@ class Progress:
         self._diverged: set[int] = set()
         self._seen: set[gorl.Phase] = set()
         self._phases = [gorl.Phase(int(phase)) for phase in gorl.make_schedule(config).steps.phase]
-        self._iterations = sum(config.stage_iterations)
         self._seconds: dict[gorl.Phase, list[float]] = {phase: [] for phase in gorl.Phase}
         self._return = float("nan")
         self._console = plain_console()
@@ -45,7 +44,7 @@ class Progress:
             rich.progress.SpinnerColumn(),
             rich.progress.TextColumn("stage {task.fields[stage]} of {task.fields[stages]}"),
             rich.progress.BarColumn(bar_width=24),
-            rich.progress.TextColumn("{task.fields[figures]}"),
+            rich.progress.TextColumn("{task.fields[metrics]}"),
             rich.progress.TextColumn("[dim]{task.description}"),
             console=self._console,
             transient=True,
@@ -54,67 +53,61 @@ class Progress:
 
     def __enter__(self) -> "Progress":
         config = self._config
-        self._say(
-            f"{self._title}, {config.num_stages} stage{'s' * (config.num_stages > 1)}, "
-            f"{self._iterations * config.steps_per_iteration:,} env steps per seed"
-        )
+        steps = sum(config.stage_iterations) * config.steps_per_iteration
+        self._print(f"{self._title}, {plural(config.num_stages, 'stage')}, {steps:,} env steps per seed")
         if not self._console.is_terminal:
-            self._say(_COMPILING)
+            self._print(_COMPILING)
         self._bar.start()
         self._task = self._bar.add_task(
-            _COMPILING, total=len(self._phases), stage=0, stages=config.num_stages, figures=""
+            _COMPILING, total=len(self._phases), stage=0, stages=config.num_stages, metrics=""
         )
         self._last = time.monotonic()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
     def advance(self, step: gorl.ScheduleStep, state: gorl.TrainState) -> None:
-        """Takes note that a chunk is done, and shows where the run is."""
+        """Shows that a step of the schedule is done."""
         now = time.monotonic()
-        phase, index = gorl.Phase(int(step.phase)), int(step.index)
+        phase, stage, index = gorl.Phase(int(step.phase)), int(step.stage), int(step.index)
         seconds = now - self._last
-        # The first of a phase waits for its program. That of a refinement was made while there was learning to do.
+        # The first step of a phase waits for its program, unless that was compiled while the run learned.
         if phase in self._seen or phase == gorl.Phase.REFINE:
             self._seconds[phase].append(seconds)
         self._last = now
         self._seen.add(phase)
         if phase == gorl.Phase.EVALUATE and not step.is_final:
             self._return = finite_mean(np.mean(state.returns[:, int(step.evaluation)], axis=1))
-            self._say(f"stage {int(step.stage)}  {self._figures(step)}", in_terminal=False)
+            self._print(f"stage {stage}  {self._metrics(step)}", in_terminal=False)
         if phase == gorl.Phase.REFINE:
-            fit = state.fits
-            stage = int(step.stage)
-            self._say(
+            self._print(
                 f"stage {stage}  decoder refined in {seconds:.0f} s, "
-                f"{np.mean(fit.num_epochs[:, stage]):.0f} epochs, "
-                f"held-out loss {np.mean(fit.validation_loss[:, stage]):.3f}"
+                f"{np.mean(state.fits.num_epochs[:, stage]):.0f} epochs, "
+                f"held-out loss {np.mean(state.fits.validation_loss[:, stage]):.3f}"
             )
-        for index in np.flatnonzero(np.asarray(state.diverged_at) >= 0).tolist():
-            if index not in self._diverged:
-                self._diverged.add(index)
-                steps = int(state.diverged_at[index]) * self._config.steps_per_iteration
-                why = gorl.Divergence(int(state.divergence[index])).description
-                self._say(f"{self._names[index]} diverged at {steps:,} env steps: {why}")
+        for seed in np.flatnonzero(np.asarray(state.diverged_at) >= 0).tolist():
+            if seed not in self._diverged:
+                self._diverged.add(seed)
+                steps = int(state.diverged_at[seed]) * self._config.steps_per_iteration
+                why = gorl.Divergence(int(state.divergence[seed])).description
+                self._print(f"{self._names[seed]} diverged at {steps:,} env steps: {why}")
         following = self._phases[index + 1 : index + 2]
         self._bar.update(
             self._task,
             completed=index + 1,
-            stage=int(step.stage),
-            figures=self._figures(step),
+            stage=stage,
+            metrics=self._metrics(step),
             description=self._doing(following[0]) if following else "done",
         )
 
     def _doing(self, phase: gorl.Phase) -> str:
         return _COMPILING if phase == gorl.Phase.LEARN and phase not in self._seen else _DOING[phase]
 
-    def _figures(self, step: gorl.ScheduleStep) -> str:
+    def _metrics(self, step: gorl.ScheduleStep) -> str:
         steps = int(step.iterations) * self._config.steps_per_iteration
         parts = [f"{steps:>11,} env steps"]
-        learning = self._seconds[gorl.Phase.LEARN][-20:]
+        learning = self._seconds[gorl.Phase.LEARN][-_LATEST:]
         if learning:
             rate = len(self._names) * self._config.steps_per_iteration * len(learning) / sum(learning)
             parts.append(f"{rate:>9,.0f} steps/s")
@@ -125,21 +118,19 @@ class Progress:
         return "  ".join(parts)
 
     def _time_left(self, index: int) -> float:
-        """From what the latest chunks of each phase took. A phase that has not been seen yet counts as nothing."""
-        left = 0.0
-        for phase in self._phases[index + 1 :]:
-            latest = self._seconds[phase][-20:]
-            left += sum(latest) / len(latest) if latest else 0.0
-        return left
+        """An estimate from the latest steps of each phase. A phase that has not come yet counts as nothing."""
+        latest = {phase: seconds[-_LATEST:] for phase, seconds in self._seconds.items()}
+        means = {phase: sum(seconds) / max(1, len(seconds)) for phase, seconds in latest.items()}
+        return sum(means[phase] for phase in self._phases[index + 1 :])
 
-    def _say(self, line: str, in_terminal: bool = True) -> None:
+    def _print(self, line: str, in_terminal: bool = True) -> None:
         if in_terminal or not self._console.is_terminal:
             with contextlib.suppress(OSError):  # a log on a full disk is no reason to end a run
                 self._console.print(line, soft_wrap=True)
 
 
 def finite_mean(values: np.ndarray) -> float:
-    """The mean of the values that are finite; NaN if none is."""
+    """The mean of the finite values; NaN if there are none."""
     finite = values[np.isfinite(values)]
     return float(finite.mean()) if finite.size else float("nan")
 

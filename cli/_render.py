@@ -1,4 +1,4 @@
-"""`gorl render`: what has to be there before a film is made, and the film as a file."""
+"""`gorl render`: films of policies as files."""
 
 import contextlib
 import io
@@ -20,21 +20,16 @@ from jaxtyping import UInt8
 
 import gorl
 
-from ._output import check_output, write_output
-from ._say import plain_console
+from ._process import check_output, plain_console, write_output
 
-# Kinds of files, and the most frames a second in each. Browsers slow down a GIF that has many more than 20.
+# The largest frame rate of each kind of file. Browsers slow down a GIF with many more frames per second than 20.
 _RATES = {".mp4": 30.0, ".gif": 20.0, ".png": 20.0}
 _STRIP = 8  # frames of an episode in a PNG
 _PROBE = "import mujoco; mujoco.Renderer(mujoco.MjModel.from_xml_string('<mujoco/>'), 8, 8).render()"
 
 
 def check_film(path: pathlib.Path) -> None:
-    """Makes sure that [`render`][] can make such a file and write it.
-
-    **Arguments:**
-
-    - `path`: the file.
+    """Checks that [`render`][] can make and write such a file.
 
     **Raises:**
 
@@ -57,21 +52,18 @@ def render(
     width: int = 480,
     camera: str | None = None,
 ) -> None:
-    """Makes a film of a policy, writes it to a file and says what it shows.
-
-    MuJoCo must be able to draw: see [`choose_gl`][].
+    """Makes a film of a policy, writes it to a file and prints what it shows. Call [`choose_gl`][] before.
 
     **Arguments:**
 
     - `key`: decides the episodes.
-    - `path`: the file: `.mp4`; `.gif`; or `.png`, for a few frames of each episode in a row.
+    - `path`: the file: `.mp4`; `.gif`; or `.png` for a row of frames of each episode.
 
     The others are those of `gorl.render`.
 
     **Raises:**
 
-    `gorl.InputError` for bad input, and where something that this takes is not installed, before anything is computed
-    or written.
+    `gorl.InputError` for bad input or a missing package, before anything is computed or written.
     """
     check_film(path)
     suffix = path.suffix.lower()
@@ -107,19 +99,17 @@ def render(
 
 
 def choose_gl() -> None:
-    """Sees to it that MuJoCo, which decides how to draw as it is imported, decides for something that works here.
+    """Chooses the OpenGL that MuJoCo draws with. MuJoCo must not have been imported, since it looks only then.
 
-    Nothing may have imported MuJoCo yet.
-
-    On Linux that is EGL, or OSMesa where there is none. It is tried in another process, as a MuJoCo that has been
-    imported with the wrong one stays so.
+    On Linux it is EGL, or OSMesa if EGL does not work. Each is tried in another process, because MuJoCo cannot be
+    imported twice.
 
     **Raises:**
 
     `gorl.InputError` if neither works.
     """
     if sys.platform != "linux":
-        return  # every other system has one of its own, which MuJoCo takes
+        return  # MuJoCo finds the OpenGL of other systems by itself
     given = os.environ.get("MUJOCO_GL")
     if given:
         if not can_draw(given):
@@ -136,32 +126,18 @@ def choose_gl() -> None:
 
 
 def can_draw(name: str) -> bool:
-    """Whether MuJoCo draws with `MUJOCO_GL=name`, found out in another process."""
+    """Whether MuJoCo draws with `MUJOCO_GL=name`. Another process tries it."""
     command = [sys.executable, "-c", _PROBE]
     return subprocess.run(command, env=os.environ | {"MUJOCO_GL": name}, capture_output=True).returncode == 0
 
 
 def encode(film: gorl.Film, suffix: str) -> bytes:
-    """A film as a file.
-
-    **Arguments:**
-
-    - `film`: of one episode or more, which are shown side by side.
-    - `suffix`: `".mp4"`; `".gif"`; or `".png"`, for a few frames of each episode in a row.
-
-    **Returns:**
-
-    What the file holds.
-    """
-    if suffix == ".png":
-        return _png(film)
-    if suffix == ".gif":
-        return _gif(film)
-    return _mp4(film)
+    """The content of a file with a film, whose episodes are side by side; in a `.png` each is a row of frames."""
+    return {".mp4": _mp4, ".gif": _gif, ".png": _png}[suffix](film)
 
 
 def _ffmpeg() -> str:
-    """Where ffmpeg is."""
+    """The path of ffmpeg."""
     if (found := shutil.which("ffmpeg")) is not None:
         return found
     try:
@@ -170,7 +146,7 @@ def _ffmpeg() -> str:
         return imageio_ffmpeg.get_ffmpeg_exe()
     except (ImportError, RuntimeError) as error:
         raise gorl.InputError(
-            "an .mp4 takes ffmpeg, which is not installed: apt install ffmpeg (in Debian), or pip install "
+            "an .mp4 needs ffmpeg, which is not installed: apt install ffmpeg (in Debian), or pip install "
             "'gorl[video]', or make a .gif."
         ) from error
 
@@ -186,8 +162,8 @@ def _png(film: gorl.Film) -> bytes:
 
 
 def _gif(film: gorl.Film) -> bytes:
-    # One palette for all frames, and no dithering: what does not move must not flicker, and compresses to nothing. The
-    # palette covers all colours rather than the frequent ones: what matters most is often small, and in its own colour.
+    # All frames share one palette and are not dithered, so that a still background is still and compresses well.
+    # The palette covers all colours, not the frequent ones, because the most important things are often small.
     sample = film.frames[:, np.linspace(0, film.frames.shape[1] - 1, 16).round().astype(int)]
     palette = PIL.Image.fromarray(sample.reshape(-1, *sample.shape[3:])).quantize(
         256, method=PIL.Image.Quantize.MAXCOVERAGE
@@ -196,16 +172,16 @@ def _gif(film: gorl.Film) -> bytes:
         PIL.Image.fromarray(frame).quantize(palette=palette, dither=PIL.Image.Dither.NONE) for frame in _frames(film)
     )
     picture = io.BytesIO()
-    milliseconds = 10 * round(100 / film.frames_per_second)  # the format counts in hundredths of a second
+    milliseconds = 10 * round(100 / film.frames_per_second)  # a GIF counts in hundredths of a second
     first.save(picture, format="gif", save_all=True, append_images=others, duration=milliseconds, loop=0)
     return picture.getvalue()
 
 
 def _mp4(film: gorl.Film) -> bytes:
     height, width, _ = next(_frames(film)).shape
-    # Browsers play nothing but yuv420p, which has one colour for each two by two pixels.
+    # Browsers play yuv420p only. It has one colour for each block of two by two pixels, so sizes must be even.
     even = "pad=ceil(iw/2)*2:ceil(ih/2)*2"
-    # An .mp4 cannot be written to a pipe: its index, which browsers want at its beginning, is known only at the end.
+    # An .mp4 cannot be written to a pipe: browsers want its index first, which is known last.
     with tempfile.TemporaryDirectory() as directory:
         path = pathlib.Path(directory) / "film.mp4"
         raw = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", f"{film.frames_per_second:.6f}"]
@@ -213,18 +189,18 @@ def _mp4(film: gorl.Film) -> bytes:
         command = [_ffmpeg(), "-v", "error", *raw, "-i", "-", *encoded, str(path)]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
             assert process.stdin is not None
-            with contextlib.suppress(BrokenPipeError):  # if it has given up, it says why
+            with contextlib.suppress(BrokenPipeError):  # ffmpeg has ended, and says why below
                 for frame in _frames(film):
                     process.stdin.write(frame.tobytes())
             _, complaint = process.communicate()
         if process.returncode != 0:
             complaint = " ".join(complaint.decode(errors="replace").split())
-            raise gorl.InputError(f"ffmpeg makes no .mp4 here, so make a .gif; it said: {complaint}")
+            raise gorl.InputError(f"ffmpeg makes no .mp4 here, so make a .gif; it says: {complaint}")
         return path.read_bytes()
 
 
 def _frames(film: gorl.Film) -> Iterator[UInt8[np.ndarray, "full_height full_width 3"]]:
-    """The frames of a film, with its episodes side by side. A film is large, so never more than one frame is copied."""
+    """The frames of a film with its episodes side by side, one by one, because a film is large."""
     columns = math.ceil(math.sqrt(len(film.frames)))
     for frame in range(film.frames.shape[1]):
         yield _grid(film.frames[:, frame], columns)
@@ -233,7 +209,7 @@ def _frames(film: gorl.Film) -> Iterator[UInt8[np.ndarray, "full_height full_wid
 def _grid(
     pictures: UInt8[np.ndarray, "cells height width 3"], columns: int
 ) -> UInt8[np.ndarray, "full_height full_width 3"]:
-    """Pictures row by row, with white lines between them and white cells where there are none left."""
+    """Pictures row by row, with white lines between them and white cells after the last."""
     if len(pictures) == 1:
         return pictures[0]
     rows = -(-len(pictures) // columns)

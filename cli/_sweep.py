@@ -1,316 +1,208 @@
-"""`gorl sweep`: many settings of one config, as many as possible of them in one compiled run."""
+"""`gorl sweep`: a directory with a run for each setting, and a table and a picture that compare them."""
 
 import contextlib
 import dataclasses
-import functools
-import itertools
-import json
 import pathlib
-import time
+import re
+import shutil
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, final
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import rich.table
 
 import gorl
 
-from ._directory import check_new, check_seeds, keys_of, make_directory, only_writer, versions
-from ._log import Row
-from ._place import GoneError, Place, advice
-from ._plot import RunCurve, encode, learning_curves
-from ._progress import Progress, finite_mean
-from ._say import as_json, command, plain_console, say
-from ._stop import Stop
-from ._tails import shortest_tails
-from ._train import curve_rows, table
+from ._figures import encode, learning_curves
+from ._plot import run_curve
+from ._process import command, plain_console, plural
+from ._progress import finite_mean
+from ._run import SWEEP, Run, damaged, read_description, write_description
+from ._settings import Trial
+from ._train import Job, OneRun, by_structure, table
 
-_DRAWN = 8  # settings in the picture, the best ones
+_DRAWN = 8  # runs in the picture
+_NAME = 80  # characters of a setting in the name of its directory
 
 
+@final
 @dataclasses.dataclass(frozen=True)
-class Trial:
-    """One setting of the config."""
+class Sweep(Job):
+    """The runs of `gorl sweep`. Each is like one of `gorl train`, in a directory of its own.
 
-    values: Mapping[str, str]  # of the fields of which several values are tried, as they were typed
-    config: gorl.Config
+    **Arguments:**
+
+    - `values`: of each run, the fields that differ between the runs, as a person typed them.
+    - `texts`: all that `--set` gave.
+    - `options`: the other options with which `gorl train` would train one of them.
+    """
+
+    values: Mapping[str, Mapping[str, str]]
+    texts: Mapping[str, str]
+    options: Sequence[str]
+
+    @staticmethod
+    def of(
+        directory: pathlib.Path, trials: Sequence[Trial], run: Run, texts: Mapping[str, str], options: Sequence[str]
+    ) -> "Sweep":
+        """A new sweep, whose runs are like `run` but for the config."""
+        runs = {}
+        for index, trial in enumerate(trials):
+            words = re.sub(r"[^\w.=+-]+", "-", trial.name)[:_NAME]
+            place = directory / "-".join(filter(None, (f"{index:0{len(str(len(trials) - 1))}}", words)))
+            runs[trial.name] = dataclasses.replace(
+                run, directory=place, config=trial.config, identifier=uuid.uuid4().hex
+            )
+        return Sweep(directory, runs, {trial.name: trial.values for trial in trials}, texts, options)
+
+    @staticmethod
+    def open(directory: pathlib.Path) -> "Sweep":
+        """The sweep in a directory.
+
+        **Raises:**
+
+        `gorl.InputError` if there is none, or a file is missing or unreadable.
+        """
+        content = read_description(directory, SWEEP)
+        try:
+            names = {str(name): directory / str(place) for name, place in content["runs"].items()}
+            values, texts, options = content["values"], content["set"], content["options"]
+        except (AttributeError, KeyError, TypeError) as error:
+            raise damaged(directory / SWEEP) from error
+        return Sweep(directory, {name: Run.open(place) for name, place in names.items()}, values, texts, options)
+
+    def create(self) -> None:
+        content = {
+            "set": self.texts,
+            "options": self.options,
+            "values": self.values,
+            "runs": {name: run.directory.name for name, run in self.runs.items()},
+        }
+        try:
+            for run in self.runs.values():
+                run.create()
+            write_description(self.directory / SWEEP, content)
+        except gorl.InputError:
+            for run in self.runs.values():
+                shutil.rmtree(run.directory, ignore_errors=True)
+            raise
 
     @property
-    def name(self) -> str:
-        """Says what is special about it."""
-        names = shortest_tails([tuple(name.split(".")) for name in self.values])
-        return ", ".join(f"{'.'.join(name)}={value}" for name, value in zip(names, self.values.values(), strict=True))
+    def table_file(self) -> pathlib.Path:
+        """The results: a row for each setting and seed."""
+        return self.directory / "sweep.csv"
 
+    @property
+    def picture_file(self) -> pathlib.Path:
+        """The learning curves of the best settings."""
+        return self.directory / "sweep.png"
 
-def trials(
-    config: gorl.Config,
-    grid: Mapping[str, str],
-    change: Callable[[gorl.Config, Mapping[str, Any]], gorl.Config] = gorl.replace,
-) -> list[Trial]:
-    """Every combination of values.
+    @property
+    def is_finished(self) -> bool:
+        files = (self.table_file, self.picture_file)
+        return all(file.exists() for file in files) and all(run.is_finished for run in self.runs.values())
 
-    **Arguments:**
+    def finish(self, results: Sequence[tuple[Run, gorl.Result, float]]) -> int:
+        # All is read from the files of the runs, of which an earlier process may have finished some.
+        summaries = {name: run.summary() for name, run in self.runs.items()}
+        returns = {name: _returns(summary) for name, summary in summaries.items()}
+        ranked = sorted(self.runs, key=lambda name: _rank(returns[name]), reverse=True)
+        rows = [
+            {
+                **self.values[name],
+                "seed": seed,
+                "best_policy_return": of_seed,
+                "diverged_at": summaries[name]["diverged_at"].get(str(seed), ""),
+                "divergence": summaries[name]["divergence"].get(str(seed), ""),
+                "run": run.directory.name,
+            }
+            for name, run in self.runs.items()
+            for seed, of_seed in zip(run.seed_numbers, returns[name], strict=True)
+        ]
+        gorl.internal.write_whole(self.table_file, table(rows))
+        gorl.internal.write_whole(self.picture_file, self._picture(ranked))
+        with contextlib.suppress(OSError):  # every file is written, whether the table can be shown or not
+            self._show(ranked, summaries, returns)
+        return 0
 
-    - `config`: what they are set in.
-    - `grid`: for each field, by dotted name, the values with commas between them; between tuples semicolons.
-    - `change`: what sets values of fields in a config.
+    def _picture(self, ranked: Sequence[str]) -> bytes:
+        best = self.runs[ranked[0]]
+        curves = [run_curve(self.runs[name], name or "as it is") for name in ranked[:_DRAWN]]
+        which = f", the best {_DRAWN} of {len(ranked)} settings" * (len(ranked) > _DRAWN)
+        return encode(learning_curves(curves, title=f"{best.method} on {best.config.env}{which}"), ".png")
 
-    **Raises:**
-
-    `gorl.InputError` for a field or a value that is not possible, also together with the others.
-    """
-    columns = []
-    for name, text in grid.items():
-        is_tuple = ";" in text or isinstance(gorl.internal.parse(config, name, text.partition(",")[0].strip()), tuple)
-        values = [value.strip() for value in text.split(";" if is_tuple else ",") if value.strip()]
-        if not values:
-            raise gorl.InputError(f"--set {name}= gives no value: write it as {name}=VALUE,VALUE.")
-        columns.append(list(dict.fromkeys(values)))
-    several = {name for name, values in zip(grid, columns, strict=True) if len(values) > 1}
-    made = []
-    for values in itertools.product(*columns):
-        setting = dict(zip(grid, values, strict=True))
-        changes = {name: gorl.internal.parse(config, name, value) for name, value in setting.items()}
-        shown = {name: value for name, value in setting.items() if name in several}
-        made.append(Trial(shown, change(config, changes)))
-    return made
-
-
-def sweep(
-    chosen: Sequence[Trial],
-    method: str,
-    *,
-    grid: Mapping[str, str],
-    options: Sequence[str],
-    seeds: int,
-    first_seed: int,
-    directory: pathlib.Path,
-    is_named: bool,
-) -> int:
-    """Trains every trial with every seed, and writes and shows which is best.
-
-    Trials that differ in numbers only are trained side by side in one vmapped run; those that differ in what decides a
-    shape are compiled one after the other.
-
-    **Arguments:**
-
-    - `chosen`: the trials.
-    - `method`: what the config is called.
-    - `grid`: what they are made of, for the record.
-    - `options`: what else `gorl train` takes to train one of them.
-    - `seeds`, `first_seed`: of each trial.
-    - `directory`: where the results go.
-    - `is_named`: whether somebody asked for that directory, rather than for a new one.
-
-    **Returns:**
-
-    The exit code of the process.
-
-    **Raises:**
-
-    `gorl.InputError` for bad input, before anything is compiled or written.
-    """
-    check_seeds(first_seed, seeds)
-    for trial in chosen:
-        trial.config.to_json()  # says so if it cannot be written
-    check_new(directory, is_named)
-    seed_numbers = range(first_seed, first_seed + seeds)
-    together: dict[object, list[Trial]] = {}
-    for trial in chosen:
-        together.setdefault(jax.tree.structure(trial.config), []).append(trial)
-    # Every one of them is checked before the first is compiled.
-    batches = [batch([trial.config for trial in group], seeds) for group in together.values()]
-    runs = [
-        gorl.iterate(batched, keys_of([*seed_numbers] * len(group)))
-        for batched, group in zip(batches, together.values(), strict=True)
-    ]
-    directory = make_directory(directory, is_named)
-    place = Place(directory / "sweep.json", uuid.uuid4().hex)
-    groups = list(zip(batches, runs, together.values(), strict=True))
-    began = time.monotonic()
-    with only_writer(directory, f"--out {directory}"):
-        check_new(directory, is_named=True)  # another process may have been there meanwhile
-        try:
-            gorl.internal.write_whole(place.mark, _description(chosen[0], method, grid, seed_numbers, place.identifier))
-        except OSError as error:
-            raise gorl.InputError(
-                f"--out {directory} cannot be written ({error.strerror}): {advice(error)}, or give another directory."
-            ) from error
-        try:
-            followed = _follow(method, groups, seed_numbers, place)
-        except GoneError:
-            say(
-                f"{directory} has been moved, deleted or replaced, so the sweep stops. If it was moved, its sweep.csv "
-                "has what there was until then. No sweep can be gone on with: begin a new one"
+    def _show(
+        self, ranked: Sequence[str], summaries: Mapping[str, Mapping[str, Any]], returns: Mapping[str, np.ndarray]
+    ) -> None:
+        best, values = self.runs[ranked[0]], self.values[ranked[0]]
+        seeds = plural(best.seeds, "seed")
+        shown = rich.table.Table(
+            title=f"{best.method} on {best.config.env}: return of the best policies, {seeds} each", title_justify="left"
+        )
+        for column in (*values, "mean", gorl.internal.interval(returns[ranked[0]]).name):
+            shown.add_column(column, justify="right")
+        shown.add_column(f"seeds from {best.first_seed}")
+        shown.add_column("diverged", justify="right")
+        shown.add_column("run")
+        for name in ranked:
+            found = gorl.internal.interval(returns[name])
+            diverged = len(summaries[name]["diverged_at"])
+            shown.add_row(
+                *self.values[name].values(),
+                f"{found.mean:.1f}",
+                f"[{found.low:.1f}, {found.high:.1f}]",
+                ", ".join(f"{of_seed:.1f}" for of_seed in returns[name]),
+                f"{diverged} of {best.seeds}" if diverged else "",
+                self.runs[name].directory.name,
             )
-            return 1
-    if isinstance(followed, int):
-        return followed
-    done, is_written = followed
-    with contextlib.suppress(OSError):  # a log on a full disk
-        _show(method, done, grid, options, first_seed, time.monotonic() - began, directory)
-    return 0 if is_written else 1
-
-
-def _follow(
-    method: str,
-    groups: Sequence[tuple[gorl.Config, Iterator[tuple[gorl.ScheduleStep, gorl.TrainState]], Sequence[Trial]]],
-    seed_numbers: Sequence[int],
-    place: Place,
-) -> tuple[list[tuple[Trial, gorl.Result]], bool] | int:
-    """Trains one group of trials after the other, and writes how they do on the way.
-
-    **Returns:**
-
-    Each trial with its result, which has an axis of seeds, the best one first, and whether everything is written; or
-    the exit code, if it was stopped.
-    """
-    directory, seeds = place.mark.parent, len(seed_numbers)
-
-    def write(name: str, content: str | bytes, then: str = "the sweep goes on, and tries again later") -> bool:
-        """Writes a file. Where that fails everything is still in memory, so the sweep goes on and tries again."""
-        return place.try_to_write(
-            f"no {name}", functools.partial(gorl.internal.write_whole, directory / name, content), then
+        console = plain_console()
+        console.print(shown)
+        changes = [word for name, value in {**self.texts, **values}.items() for word in ("--set", f"{name}={value}")]
+        console.print(f"the best: {command('gorl', 'train', best.config.env, *self.options, *changes)}", soft_wrap=True)
+        groups = by_structure({name: run.config for name, run in self.runs.items()})
+        seconds = sum(summaries[names[0]]["wall_seconds"] for names in groups)
+        console.print(
+            f"{seconds:.0f} s in all; {self.table_file.name}, {self.picture_file.name} and the runs are in "
+            f"{self.directory}",
+            soft_wrap=True,
         )
 
-    began = time.monotonic()
-    done: list[tuple[Trial, gorl.Result]] = []
-    rows: list[Row] = []
-    is_written = True
-    for batched, chunks, group in groups:
-        config, count = group[0].config, len(group)
-        labels = [(trial, seed) for trial in group for seed in seed_numbers]
-        wall_seconds: list[float] = []
-        state, so_far = None, rows
-        title = f"{method} on {config.env}: {count} setting{'s' * (count > 1)}, {seeds} seed{'s' * (seeds > 1)} each"
-        names = [f"{trial.name}, seed {seed}".removeprefix(", ") for trial, seed in labels]
-        with (
-            Stop("gorl: stopping after this chunk; once more to stop at once") as stop,
-            Progress(config, title, names) as progress,
-        ):
-            for step, state in chunks:
-                jax.block_until_ready(state.index)
-                if step.phase != gorl.Phase.EVALUATE:  # until something is learned, nothing is lost
-                    stop.heed()
-                progress.advance(step, state)
-                if step.phase == gorl.Phase.EVALUATE and not step.is_final:
-                    wall_seconds.append(round(time.monotonic() - began, 3))
-                    new = curve_rows(config, [seed for _, seed in labels], state, wall_seconds)
-                    so_far = rows + _labelled(new, labels, is_kept=False)
-                    write("sweep.csv", table(so_far))
-                if stop.exit_code is not None:
-                    break
-        if stop.exit_code is not None:
-            say(f"stopped; what there is so far is in {directory / 'sweep.csv'}")
-            return stop.exit_code
-        assert state is not None
-        result = gorl.finish(batched, state)
-        rows = so_far + _labelled(_kept_rows(result, so_far[-len(labels) :]), labels, is_kept=True)
-        is_written = write("sweep.csv", table(rows))
-        for index, trial in enumerate(group):
-            part = slice(index * seeds, (index + 1) * seeds)
-            done.append((trial, jax.tree.map(lambda leaf, part=part: leaf[part], result)))
-    done.sort(key=lambda pair: _rank(pair[1]), reverse=True)
-    at_last = "the sweep is over, and what is shown here is all there is of that"
-    is_written = is_written or write("sweep.csv", table(rows), at_last)
-    is_written &= write("sweep.png", _picture(f"{method} on {done[0][0].config.env}", done), at_last)
-    return done, is_written
+
+def _returns(summary: Mapping[str, Any]) -> np.ndarray:
+    """The return of each seed's best policy."""
+    returns = summary["best_policy_return"].values()
+    return np.array([np.nan if value is None else value for value in returns], np.float64)
 
 
-def batch(configs: Sequence[gorl.Config], seeds: int) -> gorl.Config:
-    """One config of several that differ in numbers only, each as often in a row as there are seeds."""
-
-    def join(*leaves: float) -> object:
-        return leaves[0] if len(set(leaves)) == 1 else jnp.repeat(jnp.asarray(leaves), seeds)
-
-    return jax.tree.map(join, *configs)
-
-
-def _labelled(rows: list[Row], labels: list[tuple[Trial, int]], is_kept: bool) -> list[Row]:
-    """Rows of which each is of the next label, with what was set in front."""
-    return [{**labels[index % len(labels)][0].values, **row, "is_kept": int(is_kept)} for index, row in enumerate(rows)]
-
-
-def _kept_rows(result: gorl.Result, latest: list[Row]) -> list[Row]:
-    """The rows of the best policies: like their latest ones, but for the returns."""
-    return [
-        row
-        | {
-            "return_mean": float(returns.mean()),
-            "return_std": float(returns.std()),
-            "return_min": float(returns.min()),
-            "return_max": float(returns.max()),
-        }
-        for row, returns in zip(latest, np.asarray(result.returns), strict=True)
-    ]
-
-
-def _rank(result: gorl.Result) -> float:
-    mean = finite_mean(np.asarray(result.returns).mean(axis=1))
+def _rank(returns: np.ndarray) -> float:
+    mean = finite_mean(returns)
     return -np.inf if np.isnan(mean) else mean
 
 
-def _description(trial: Trial, method: str, grid: Mapping[str, str], seed_numbers: range, identifier: str) -> str:
-    return as_json(
-        {
-            "method": method,
-            "set": dict(grid),
-            "seeds": list(seed_numbers),
-            "config": json.loads(trial.config.to_json()),  # of the first setting
-            "identifier": identifier,
-            "versions": versions(),
-        }
-    )
+def open_job(directory: pathlib.Path, total_steps: int | None) -> Job:
+    """The run or the sweep in a directory, to be resumed.
 
+    **Arguments:**
 
-def _picture(title: str, done: list[tuple[Trial, gorl.Result]]) -> bytes:
-    curves = [
-        RunCurve(
-            trial.name or "as it is",
-            result.curve.env_steps[0],
-            np.asarray(result.curve.stage[0]),
-            np.asarray(result.curve.mean_return),
+    - `directory`: the directory.
+    - `total_steps`: as for [`resume`][].
+
+    **Raises:**
+
+    `gorl.InputError` if there is none, or it cannot be resumed in this way.
+    """
+    if (directory / SWEEP).exists():
+        if total_steps is not None:
+            raise gorl.InputError(
+                f"{directory} is a sweep, and --steps makes a single run longer: give the directory of one of its runs."
+            )
+        return Sweep.open(directory)
+    run = Run.open(directory)
+    # A run that was finished once may get longer by itself.
+    if (directory.absolute().parent / SWEEP).exists() and not run.policies_file.exists():
+        raise gorl.InputError(
+            f"the run in {directory} belongs to a sweep that is not finished: go on with "
+            f"{command('gorl', 'resume', directory.parent)}."
         )
-        for trial, result in done[:_DRAWN]
-    ]
-    which = "" if len(done) <= _DRAWN else f", the best {_DRAWN} of {len(done)} settings"
-    return encode(learning_curves(curves, title=f"{title}{which}"), ".png")
-
-
-def _show(
-    method: str,
-    done: list[tuple[Trial, gorl.Result]],
-    grid: Mapping[str, str],
-    options: Sequence[str],
-    first_seed: int,
-    wall_seconds: float,
-    directory: pathlib.Path,
-) -> None:
-    best, result = done[0]
-    seeds = result.returns.shape[0]
-    title = f"{method} on {best.config.env}: return of the best policies, {seeds} seed{'s' * (seeds > 1)} each"
-    shown = rich.table.Table(title=title, title_justify="left")
-    for name in best.values:
-        shown.add_column(name, justify="right")
-    name = gorl.internal.interval(np.asarray(result.returns).mean(axis=1)).name
-    for column in ("mean", name, f"seeds from {first_seed}", "diverged"):
-        shown.add_column(column, justify="left" if column.startswith("seeds") else "right")
-    for trial, result in done:
-        kept = np.asarray(result.returns).mean(axis=1)
-        found = gorl.internal.interval(kept)
-        diverged = int(np.sum(np.asarray(result.diverged_at) >= 0))
-        shown.add_row(
-            *trial.values.values(),
-            f"{found.mean:.1f}",
-            f"[{found.low:.1f}, {found.high:.1f}]",
-            ", ".join(f"{of_seed:.1f}" for of_seed in kept),
-            f"{diverged} of {seeds}" if diverged else "",
-        )
-    console = plain_console()
-    console.print(shown)
-    settings = [word for name, value in {**grid, **best.values}.items() for word in ("--set", f"{name}={value}")]
-    console.print(f"the best: {command('gorl', 'train', best.config.env, *options, *settings)}", soft_wrap=True)
-    console.print(f"{wall_seconds:.0f} s in all; sweep.csv and sweep.png are in {directory}", soft_wrap=True)
+    return OneRun.of(run)

@@ -1,5 +1,6 @@
-"""`gorl train` and `gorl resume`: the loop over chunks, and what it leaves in the run's directory."""
+"""The loop of `gorl train`, `gorl sweep` and `gorl resume`, and the files that it leaves."""
 
+import abc
 import contextlib
 import csv
 import dataclasses
@@ -7,34 +8,133 @@ import functools
 import io
 import pathlib
 import time
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Self, final
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import gorl
 
-from ._directory import Run, check_new, check_seeds, make_directory, versions
+from ._figures import RunCurve, encode, learning_curves
 from ._log import Loggers, Row, check_loggers
-from ._place import GoneError, advice
-from ._plot import RunCurve, encode, learning_curves
+from ._process import Stop, advice, as_json, command, plural, say
 from ._progress import Progress
-from ._say import as_json, command, say
-from ._show import summary
-from ._stop import Stop
+from ._run import GoneError, Run, check_new, make_directory, only_writer, restore, save, try_to_write, versions
+from ._tables import summary
 
-DIVERGED = 3  # the exit code of a run in which the numbers of a seed stopped being finite
+DIVERGED = 3  # the exit code of a run of which a seed diverged
 _TRY_AGAIN = "the run goes on, and tries again later"
 
 
-def begin(run: Run, is_named: bool) -> int:
-    """Trains all seeds of a new run in one vmapped run, shows how it goes, and writes the results.
+@dataclasses.dataclass(frozen=True)
+class Job(abc.ABC):
+    """What one command trains: a run, or the runs of a sweep.
 
     **Arguments:**
 
-    - `run`: the run.
-    - `is_named`: whether somebody asked for its directory, rather than for a new one.
+    - `directory`: the directory of the job, which `gorl resume` takes.
+    - `runs`: the runs, by names that tell them apart. They have the same seeds.
+    """
+
+    directory: pathlib.Path
+    runs: Mapping[str, Run]
+
+    @abc.abstractmethod
+    def create(self) -> None:
+        """Writes what the job is, so that it can be resumed.
+
+        **Raises:**
+
+        `gorl.InputError` if it cannot be written.
+        """
+
+    @property
+    @abc.abstractmethod
+    def is_finished(self) -> bool:
+        """Whether every file of the finished job is there."""
+
+    @abc.abstractmethod
+    def finish(self, results: Sequence[tuple[Run, gorl.Result, float]]) -> int:
+        """Writes and shows the results of the job.
+
+        **Arguments:**
+
+        - `results`: of the runs that this process finished, each with its seconds.
+
+        **Returns:**
+
+        The exit code.
+
+        **Raises:**
+
+        `OSError` if they cannot be written.
+        """
+
+    def moved(self, directory: pathlib.Path) -> Self:
+        """The same job in another directory."""
+        runs = {
+            name: dataclasses.replace(run, directory=directory / run.directory.relative_to(self.directory))
+            for name, run in self.runs.items()
+        }
+        return dataclasses.replace(self, directory=directory, runs=runs)
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Keeps other processes from writing to the job.
+
+        **Raises:**
+
+        `gorl.InputError` if another process does.
+        """
+        with contextlib.ExitStack() as stack:
+            for directory in dict.fromkeys([self.directory, *(run.directory for run in self.runs.values())]):
+                if directory.exists():  # those of a new sweep are made later
+                    stack.enter_context(only_writer(directory))
+            yield
+
+
+@final
+class OneRun(Job):
+    """A run of `gorl train`."""
+
+    @staticmethod
+    def of(run: Run) -> "OneRun":
+        return OneRun(run.directory, {"": run})
+
+    def create(self) -> None:
+        self.runs[""].create()
+
+    @property
+    def is_finished(self) -> bool:
+        return self.runs[""].is_finished
+
+    def finish(self, results: Sequence[tuple[Run, gorl.Result, float]]) -> int:
+        ((run, result, seconds),) = results
+        with contextlib.suppress(OSError):  # every file is written, whether the table can be shown or not
+            summary(run, result, seconds)
+        return DIVERGED if np.any(result.diverged_at >= 0) else 0
+
+
+@dataclasses.dataclass(frozen=True)
+class _Group:
+    """Runs whose configs have one structure. They train side by side, in programs that are compiled once."""
+
+    runs: Mapping[str, Run]
+    config: gorl.Config
+    steps: Iterator[tuple[gorl.ScheduleStep, gorl.TrainState]]
+    state: gorl.TrainState | None = None
+    note: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def begin(job: Job, is_named: bool) -> int:
+    """Trains a new job, shows its progress, and writes the results.
+
+    **Arguments:**
+
+    - `job`: the job.
+    - `is_named`: whether a person named its directory.
 
     **Returns:**
 
@@ -44,27 +144,37 @@ def begin(run: Run, is_named: bool) -> int:
 
     `gorl.InputError` for bad input, before anything is compiled or written.
     """
-    check_seeds(run.first_seed, run.seeds)
-    if not run.checkpoint_interval >= 0:
-        raise gorl.InputError(f"--checkpoint-every must be at least 0 seconds, not {run.checkpoint_interval:g}.")
-    check_loggers(run.log)
-    run.config.to_json()  # says so if it cannot be written
-    check_new(run.directory, is_named)
-    chunks = gorl.iterate(run.config, run.keys)  # checks the rest of the input
-    run = dataclasses.replace(run, directory=make_directory(run.directory, is_named))
-    with run.writing():
-        check_new(run.directory, is_named=True)  # another process may have been there meanwhile
-        run.create()
-        return _follow(run, chunks, None, {})
+    first = next(iter(job.runs.values()))
+    if first.seeds < 1:
+        raise gorl.InputError(f"--seeds must be at least 1, not {first.seeds}.")
+    if not 0 <= first.first_seed <= 2**32 - first.seeds:
+        raise gorl.InputError(f"--seed must be at least 0 and below 2^32, not {first.first_seed}.")
+    if not first.checkpoint_interval >= 0:
+        raise gorl.InputError(f"--checkpoint-every must be at least 0 seconds, not {first.checkpoint_interval:g}.")
+    check_loggers(first.log)
+    for run in job.runs.values():
+        run.config.to_json()  # raises if the config cannot be written
+    check_new(job.directory, is_named)
+    parts = []
+    for names in by_structure({name: run.config for name, run in job.runs.items()}):
+        config = batch([job.runs[name].config for name in names], first.seeds)
+        keys = jnp.tile(first.keys, len(names))
+        parts.append((names, config, gorl.iterate(config, keys)))  # checks the rest of the input
+    job = job.moved(make_directory(job.directory, is_named))
+    with job.writing():
+        check_new(job.directory, is_named=True)  # another process may have used it since the first check
+        job.create()
+        groups = [_Group({name: job.runs[name] for name in names}, *rest) for names, *rest in parts]
+        return _train(job, groups)
 
 
-def resume(directory: pathlib.Path, total_steps: int | None = None) -> int:
-    """Goes on with a run that was stopped, from its newest checkpoint that is whole, or beyond its end.
+def resume(job: Job, total_steps: int | None = None) -> int:
+    """Continues a job from its newest checkpoints, or beyond its end.
 
     **Arguments:**
 
-    - `directory`: of the run.
-    - `total_steps`: environment steps of each seed when it is finished; `None` for as many as it has.
+    - `job`: the job.
+    - `total_steps`: environment steps of each seed in the whole run; `None` for as many as it has.
 
     **Returns:**
 
@@ -72,161 +182,236 @@ def resume(directory: pathlib.Path, total_steps: int | None = None) -> int:
 
     **Raises:**
 
-    `gorl.InputError` if there is no run, or it cannot go on; then nothing is compiled or written.
+    `gorl.InputError` if it cannot continue; then nothing is compiled or written.
     """
-    run = Run.open(directory)
-    check_loggers(run.log)
-    config = run.config if total_steps is None else gorl.lengthen(run.config, total_steps)
-    if run.is_finished and config == run.config:
+    check_loggers(next(iter(job.runs.values())).log)
+    configs = {
+        name: run.config if total_steps is None else gorl.lengthen(run.config, total_steps)
+        for name, run in job.runs.items()
+    }
+    left = {name: configs[name] for name, run in job.runs.items() if not run.is_finished or configs[name] != run.config}
+    if not left and job.is_finished:
+        steps = sum(next(iter(configs.values())).stage_steps)
         raise gorl.InputError(
-            f"the run in {directory} is finished: give --steps, and more of them than its "
-            f"{sum(run.config.stage_steps):,}, to go on."
+            f"the run in {job.directory} is finished: give --steps, and more of them than its {steps:,}, to go on."
         )
-    with run.writing():
-        run.clean()
-        restored = run.restore()
-        if restored is None and run.is_finished:
+    with job.writing():
+        groups = []
+        for names in by_structure(left):
+            runs = [job.runs[name] for name in names]
+            config = batch([left[name] for name in names], runs[0].seeds)
+            state, note = _restored(runs, [left[name] for name in names], total_steps)
+            # This checks that the runs can continue.
+            steps = gorl.iterate(config, jnp.tile(runs[0].keys, len(runs)) if state is None else state)
+            groups.append((names, config, steps, state, note))
+        lengthened = {
+            name: run if left.get(name, run.config) == run.config else run.lengthen(left[name])
+            for name, run in job.runs.items()
+        }
+        return _train(job, [_Group({name: lengthened[name] for name in names}, *rest) for names, *rest in groups])
+
+
+def _restored(
+    runs: Sequence[Run], configs: Sequence[gorl.Config], total_steps: int | None
+) -> tuple[gorl.TrainState | None, Mapping[str, Any]]:
+    """The state that runs continue from, `None` at their beginning, and its note."""
+    for run in runs:
+        run.remove_unfinished()
+    restored = restore(runs, configs)
+    if restored is None:
+        if runs[0].is_finished:
             raise gorl.InputError(
-                f"the run in {directory} is finished and has no checkpoint any more, so it cannot get longer: begin a "
-                f"new one with --steps {total_steps}."
+                f"the run in {runs[0].directory} is finished and has no checkpoint any more, so it cannot get longer: "
+                f"begin a new one with --steps {total_steps}."
             )
-        if restored is None:
-            say(f"{directory} has no checkpoint yet: the run begins")
-            state, note = None, {}
-        else:
-            state, note = restored
-            before, now = note["versions"], versions()
-            changed = [f"{name} was {before[name]} and is {now[name]}" for name in now if before.get(name) != now[name]]
-            if changed:
-                say(f"it will not be the same bit for bit as if it had not been stopped: {', '.join(changed)}")
-        if config != run.config and state is not None:
-            state = gorl.extend(run.config, state, config)
-        chunks = gorl.iterate(config, run.keys if state is None else state)  # checks that it can go on
-        run = run if config == run.config else run.lengthen(config)
-        return _follow(run, chunks, state, note)
+        say(f"{runs[0].directory} has no checkpoint yet: the run begins")
+        return None, {}
+    before, now = restored[1]["versions"], versions()
+    changed = [f"{name} was {before[name]} and is {now[name]}" for name in now if before.get(name) != now[name]]
+    if changed:
+        say(f"it will not be the same bit for bit as if it had not been stopped: {', '.join(changed)}")
+    return restored
 
 
-def _follow(
-    run: Run,
-    chunks: Iterator[tuple[gorl.ScheduleStep, gorl.TrainState]],
-    state: gorl.TrainState | None,
-    note: dict[str, Any],
-) -> int:
-    """Goes through the chunks that are left, as long as the run is where it was."""
+def by_structure(configs: Mapping[str, gorl.Config]) -> list[list[str]]:
+    """The names of configs in groups that differ in numbers only, which take one compilation."""
+    groups: dict[object, list[str]] = {}
+    for name, config in configs.items():
+        groups.setdefault(jax.tree.structure(config), []).append(name)
+    return list(groups.values())
+
+
+def batch(configs: Sequence[gorl.Config], seeds: int) -> gorl.Config:
+    """One config from several that differ in numbers only. Each number is repeated for the seeds."""
+
+    def join(*leaves: float) -> object:
+        return leaves[0] if len(set(leaves)) == 1 else jnp.repeat(jnp.asarray(leaves), seeds)
+
+    return jax.tree.map(join, *configs)
+
+
+# --- The loop. ---
+
+
+def _train(job: Job, groups: Sequence[_Group]) -> int:
+    """Trains one group of runs after the other, as long as the directories are where they were."""
+    results: list[tuple[Run, gorl.Result, float]] = []
     try:
-        return _go_through(run, chunks, state, note)
+        for group in groups:
+            outcome = _follow(job, group)
+            if isinstance(outcome, int):
+                return outcome
+            results += outcome
+        return job.finish(results)
     except GoneError:
         say(
-            f"{run.directory} has been moved, deleted or replaced, so the run stops. What it did since its newest "
-            "checkpoint is lost. If it was moved, go on with gorl resume and the directory that it is in now; if it "
-            "was deleted, begin a new run"
+            f"{job.directory} has been moved, deleted or replaced, so the run stops. What it did since its newest "
+            "checkpoint is lost. If it was moved, go on with gorl resume and its new directory; if it was deleted, "
+            "begin a new run"
         )
-        return 1
+    except OSError as error:
+        say(
+            f"the results could not be written to {job.directory} ({error.strerror}): {advice(error)}, and "
+            f"{command('gorl', 'resume', job.directory)}"
+        )
+    return 1
 
 
-def _go_through(
-    run: Run,
-    chunks: Iterator[tuple[gorl.ScheduleStep, gorl.TrainState]],
-    state: gorl.TrainState | None,
-    note: dict[str, Any],
-) -> int:
-    """Goes through the chunks that are left, and writes what has to be written on the way."""
-    config, directory, place = run.config, run.directory, run.place
-    seconds_before, wall_seconds = note.get("seconds", 0.0), list(note.get("wall_seconds", ()))
+def _follow(job: Job, group: _Group) -> list[tuple[Run, gorl.Result, float]] | int:
+    """Goes through the steps that are left, and writes checkpoints, curves and results.
+
+    **Returns:**
+
+    The results of each run and its seconds; or the exit code if a signal stopped it.
+
+    **Raises:**
+
+    `GoneError` if a directory is gone; `OSError` if the results cannot be written.
+    """
+    runs, config, state = list(group.runs.values()), group.config, group.state
+    seconds_before, wall_seconds = group.note.get("seconds", 0.0), list(group.note.get("wall_seconds", ()))
     began = last_saved = time.monotonic()
     is_saved = state is not None
 
     def clock() -> float:
         return seconds_before + time.monotonic() - began
 
-    def save(state: gorl.TrainState, then: str = _TRY_AGAIN) -> bool:
-        """Writes a checkpoint. Where that fails the run is still sound, so it goes on and tries again."""
+    def checkpoint(state: gorl.TrainState, then: str = _TRY_AGAIN) -> bool:
+        """Writes a checkpoint. If that fails the run is still sound, so it goes on and tries again."""
         nonlocal last_saved
         last_saved = time.monotonic()
         note = {"seconds": clock(), "wall_seconds": wall_seconds, "versions": versions()}
-        return place.try_to_write("no checkpoint", lambda: run.save(state, note), then)
+        return try_to_write(runs, "no checkpoint", lambda: save(runs, state, note), then)
+
+    def rows(state: gorl.TrainState) -> list[list[Row]]:
+        return curve_rows(runs, state, wall_seconds)
 
     with contextlib.ExitStack() as stack:
-        stop = stack.enter_context(Stop("gorl: stopping after this chunk, and saving; once more to stop at once"))
-        loggers = Loggers(run, [] if state is None else curve_rows(config, run.seed_numbers, state, wall_seconds))
-        stack.callback(loggers.close)
-        title = f"{run.method} on {config.env}: {run.seeds} seed{'s' * (run.seeds > 1)}"
-        progress = stack.enter_context(Progress(config, title, [f"seed {seed}" for seed in run.seed_numbers]))
-        for step, state in chunks:
+        stop = stack.enter_context(Stop("stopping after this step, and saving; once more to stop at once"))
+        so_far = rows(state) if state is not None else [[] for _ in runs]
+        loggers = [Loggers(run, of_run) for run, of_run in zip(runs, so_far, strict=True)]
+        for logger in loggers:
+            stack.callback(logger.close)
+        progress = stack.enter_context(Progress(runs[0].config, _title(job, group), _seed_names(group)))
+        for step, state in group.steps:
             jax.block_until_ready(state.index)
             is_saved = False
-            if step.phase != gorl.Phase.EVALUATE:  # until something is learned, nothing is lost by stopping at once
+            if step.phase != gorl.Phase.EVALUATE:  # before the first iteration there is nothing to lose
                 stop.heed()
             progress.advance(step, state)
             if step.phase == gorl.Phase.EVALUATE and not step.is_final:
                 wall_seconds.append(round(clock(), 3))
-                rows = curve_rows(config, run.seed_numbers, state, wall_seconds)
-                write = functools.partial(gorl.internal.write_whole, run.curve_file, table(rows))
-                place.try_to_write("no curve.csv", write, _TRY_AGAIN)
-                loggers.write(rows[-run.seeds :])
-            if stop.exit_code is not None or time.monotonic() - last_saved >= run.checkpoint_interval:
-                is_saved = save(state)
+                so_far = rows(state)
+                for run, of_run, logger in zip(runs, so_far, loggers, strict=True):
+                    write = functools.partial(gorl.internal.write_whole, run.curve_file, table(of_run))
+                    try_to_write([run], "no curve.csv", write, _TRY_AGAIN)
+                    logger.write(of_run[-run.seeds :])
+            if stop.exit_code is not None or time.monotonic() - last_saved >= runs[0].checkpoint_interval:
+                is_saved = checkpoint(state)
             if stop.exit_code is not None:
                 break
     if stop.exit_code is not None:
-        kept = "stopped" if is_saved else "stopped, and the last chunks could not be saved"
-        say(f"{kept}; go on with: {command('gorl', 'resume', directory)}")
+        kept = "stopped" if is_saved else "stopped, and the latest steps could not be saved"
+        say(f"{kept}; go on with: {command('gorl', 'resume', job.directory)}")
         return stop.exit_code
     assert state is not None
     if not is_saved:
-        save(state, "gorl resume --steps would go on from the one before")
-    result = gorl.finish(config, state)
-    try:
-        place.check()
-        gorl.internal.write_whole(run.curve_file, table(curve_rows(config, run.seed_numbers, state, wall_seconds)))
-        gorl.save_policy(run.policies_file, result.policy, config)
-        figure = learning_curves([curve_of(run, result)], title=f"{run.method} on {config.env}")
-        gorl.internal.write_whole(run.picture_file, encode(figure, ".png"))
-        gorl.internal.write_whole(run.summary_file, _summary(run, result, clock()))
-    except OSError as error:
-        place.check()
-        why = f"the results could not be written to {directory} ({error.strerror})"
-        say(f"{why}: {advice(error)}, and {command('gorl', 'resume', directory)}")
-        return 1
-    run.keep_newest_checkpoint()
-    with contextlib.suppress(OSError):  # everything is in the directory, whether it can be shown or not
-        summary(run, result, clock())
-    return DIVERGED if np.any(result.diverged_at >= 0) else 0
+        checkpoint(state, "gorl resume --steps would go on from the one before")
+    return _write_results(runs, gorl.finish(config, state), rows(state), clock())
 
 
-def curve_rows(
-    config: gorl.Config, seeds: Sequence[int], state: gorl.TrainState, wall_seconds: list[float]
-) -> list[Row]:
-    """The rows of `curve.csv`: one of each seed for each evaluation so far, but for that of the best policy."""
+def _write_results(
+    runs: Sequence[Run], result: gorl.Result, rows: Sequence[list[Row]], seconds: float
+) -> list[tuple[Run, gorl.Result, float]]:
+    """Writes the results of each run. The summary comes last, and says that the run is finished."""
+    written = []
+    for index, run in enumerate(runs):
+        here = slice(index * run.seeds, (index + 1) * run.seeds)
+        of_run = jax.tree.map(lambda leaf, here=here: np.asarray(leaf)[here], result)
+        run.check()
+        try:
+            gorl.internal.write_whole(run.curve_file, table(rows[index]))
+            gorl.save_policy(run.policies_file, of_run.policy, run.config)
+            figure = learning_curves([_curve(run, of_run)], title=f"{run.method} on {run.config.env}")
+            gorl.internal.write_whole(run.picture_file, encode(figure, ".png"))
+            gorl.internal.write_whole(run.summary_file, _summary(run, of_run, seconds))
+        except OSError:
+            run.check()
+            raise
+        run.keep_newest_checkpoints(1)
+        written.append((run, of_run, seconds))
+    return written
+
+
+def _title(job: Job, group: _Group) -> str:
+    run = next(iter(group.runs.values()))
+    seeds = plural(run.seeds, "seed")
+    if len(job.runs) > 1:
+        seeds = f"{plural(len(group.runs), 'setting')}, {seeds} each"
+    return f"{run.method} on {run.config.env}: {seeds}"
+
+
+def _seed_names(group: _Group) -> list[str]:
+    return [f"{name}, seed {seed}".removeprefix(", ") for name, run in group.runs.items() for seed in run.seed_numbers]
+
+
+def curve_rows(runs: Sequence[Run], state: gorl.TrainState, wall_seconds: list[float]) -> list[list[Row]]:
+    """The rows of `curve.csv` of each run: one for each seed and evaluation, but for that of the best policy."""
+    config = runs[0].config
     points = gorl.make_schedule(config).curve
     returns, diverged_at = np.asarray(state.returns), np.asarray(state.diverged_at)
     divergence = [gorl.Divergence(kind).name.lower() for kind in np.asarray(state.divergence).tolist()]
     metrics = {name: np.asarray(metric) for name, metric in state.metrics.items()}
-    rows: list[Row] = []
-    for evaluation, seconds in enumerate(wall_seconds):
+
+    def row(index: int, seed: int, evaluation: int) -> Row:
         iterations = int(points.iterations[evaluation])
-        for index, seed in enumerate(seeds):
-            of_seed, at = returns[index, evaluation], diverged_at[index]
-            has_diverged = 0 <= at <= iterations
-            rows.append(
-                {
-                    "seed": seed,
-                    "stage": int(points.stage[evaluation]),
-                    "env_steps": iterations * config.steps_per_iteration,
-                    "wall_seconds": seconds,
-                    "return_mean": float(of_seed.mean()),
-                    "return_std": float(of_seed.std()),
-                    "return_min": float(of_seed.min()),
-                    "return_max": float(of_seed.max()),
-                    "diverged_at": int(at) * config.steps_per_iteration if has_diverged else "",
-                    "divergence": divergence[index] if has_diverged else "",
-                    **{name: float(values[index, evaluation]) for name, values in metrics.items()},
-                }
-            )
-    return rows
+        of_seed, at = returns[index, evaluation], diverged_at[index]
+        has_diverged = 0 <= at <= iterations
+        return {
+            "seed": seed,
+            "stage": int(points.stage[evaluation]),
+            "env_steps": iterations * config.steps_per_iteration,
+            "wall_seconds": wall_seconds[evaluation],
+            "return_mean": float(of_seed.mean()),
+            "return_std": float(of_seed.std()),
+            "return_min": float(of_seed.min()),
+            "return_max": float(of_seed.max()),
+            "diverged_at": int(at) * config.steps_per_iteration if has_diverged else "",
+            "divergence": divergence[index] if has_diverged else "",
+            **{name: float(values[index, evaluation]) for name, values in metrics.items()},
+        }
+
+    return [
+        [
+            row(place * run.seeds + index, seed, evaluation)
+            for evaluation in range(len(wall_seconds))
+            for index, seed in enumerate(run.seed_numbers)
+        ]
+        for place, run in enumerate(runs)
+    ]
 
 
-def table(rows: list[Row]) -> str:
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Rows as the text of a CSV file."""
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
@@ -235,8 +420,7 @@ def table(rows: list[Row]) -> str:
     return text.getvalue()
 
 
-def curve_of(run: Run, result: gorl.Result) -> RunCurve:
-    """The learning curve of a run, to be drawn."""
+def _curve(run: Run, result: gorl.Result) -> RunCurve:
     curve = result.curve
     return RunCurve(run.method, curve.env_steps[0], np.asarray(curve.stage[0]), np.asarray(curve.mean_return))
 
@@ -244,6 +428,8 @@ def curve_of(run: Run, result: gorl.Result) -> RunCurve:
 def _summary(run: Run, result: gorl.Result, wall_seconds: float) -> str:
     returns = np.asarray(result.returns)
     diverged_at = np.asarray(result.diverged_at, np.int64) * run.config.steps_per_iteration
+    divergence = np.asarray(result.divergence).tolist()
+    diverged = [(str(run.seed_numbers[index]), index) for index in np.flatnonzero(diverged_at >= 0).tolist()]
     content = {
         "method": run.method,
         "env_steps": run.env_steps,
@@ -252,12 +438,8 @@ def _summary(run: Run, result: gorl.Result, wall_seconds: float) -> str:
         },
         "best_policy_return_mean": float(returns.mean()),
         "episodes_per_seed": returns.shape[1],
-        "diverged_at": {str(seed): int(at) for seed, at in zip(run.seed_numbers, diverged_at, strict=True) if at >= 0},
-        "divergence": {
-            str(seed): gorl.Divergence(kind).name.lower()
-            for seed, kind in zip(run.seed_numbers, np.asarray(result.divergence).tolist(), strict=True)
-            if kind != gorl.Divergence.NONE
-        },
+        "diverged_at": {seed: int(diverged_at[index]) for seed, index in diverged},
+        "divergence": {seed: gorl.Divergence(divergence[index]).name.lower() for seed, index in diverged},
         "wall_seconds": round(wall_seconds, 1),
         "device": str(jax.devices()[0]),
         "versions": versions(),

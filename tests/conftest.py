@@ -241,8 +241,8 @@ def command(monkeypatch, capsys):
 @pytest.fixture(scope="session")
 def finished_run(tiny, make_policy, tmp_path_factory):
     """A run of the seeds 5 to 7 on MultiGoal as `gorl train` leaves it, whose policies are random and see something."""
-    from gorl_cli._directory import Run
-    from gorl_cli._say import as_json
+    from gorl_cli._process import as_json
+    from gorl_cli._run import Run
 
     sizes = {"policy_width": 16, "policy_depth": 1, "value_width": 1, "value_depth": 1}
     config = gorl.replace(

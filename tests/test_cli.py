@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import gorl
-from gorl_cli._directory import make_directory
+from gorl_cli._run import make_directory
 
 # Two stages of three iterations each: as small as a run can be and still do everything.
 SMALL = [
@@ -137,7 +137,7 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(command, tmp_path, argumen
 @pytest.fixture
 def not_followed(monkeypatch):
     """Runs are begun, and end there: nothing is compiled."""
-    monkeypatch.setattr("gorl_cli._train._follow", lambda *_: 0)
+    monkeypatch.setattr("gorl_cli._train._train", lambda *_: 0)
 
 
 @pytest.mark.usefixtures("not_followed")

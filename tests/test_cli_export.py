@@ -13,7 +13,7 @@ import pytest
 import gorl
 import gorl_cli._export
 from gorl_cli._export import check_export, export
-from gorl_cli._output import check_output
+from gorl_cli._process import check_output
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +113,7 @@ def test_an_onnx_that_cannot_be_is_left_out_or_refused(make_policy, tmp_path, ca
     ("name", "draw", "sentence"),
     [
         ("policy.pt", "latent", r"policy\.pt must end in one of \.stablehlo, \.onnx, or have no suffix"),
-        ("missing/policy", "latent", "cannot be written: give a file in a directory that is there and writable"),
+        ("missing/policy", "latent", "cannot be written: give a file in a directory that exists and is writable"),
         ("file/policy", "latent", "cannot be written"),
         ("directory", "latent", "directory is a directory: give a file"),
         ("directory.onnx", "latent", "is a directory: give a file"),

@@ -236,7 +236,7 @@ def test_the_options_reach_the_library(make_policy, monkeypatch, tmp_path, capsy
     [
         ("film.avi", r"film\.avi must end in one of \.mp4, \.gif, \.png"),
         ("film", "must end in one of"),
-        ("missing/film.gif", "cannot be written: give a file in a directory that is there and writable"),
+        ("missing/film.gif", "cannot be written: give a file in a directory that exists and is writable"),
         ("directory.gif", "is a directory: give a file"),
     ],
 )

@@ -15,7 +15,8 @@ from killing import METHODS, SMALL, Process, check_files, kill, rows
 
 import gorl
 import gorl_cli._train
-from gorl_cli._directory import Run
+from gorl_cli._run import Run, restore
+from gorl_cli._train import OneRun
 
 
 @pytest.fixture(scope="session")
@@ -72,6 +73,11 @@ def assert_same_files(one, other):
     assert kept[0] == kept[1]
 
 
+def restored(directory):
+    run = Run.open(directory)
+    return restore([run], [run.config])
+
+
 def contents(directory):
     return {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
@@ -116,7 +122,7 @@ def test_a_run_that_is_stopped_saves_says_how_to_go_on_and_ends_like_one_that_wa
     checkpoints = sorted(path.name for path in (run / "checkpoints").iterdir())
     assert len(checkpoints) == 2
     # Nothing is lost: the newest one has every evaluation that is in the curve.
-    state, _ = Run.open(run).restore()
+    state, _ = restored(run)
     assert np.isfinite(state.returns).all(axis=-1).sum() == len(rows(run))
     assert int(state.index[0]) == int(checkpoints[-1].partition(".")[0])
     resumed(copied, cache)
@@ -178,9 +184,9 @@ def test_where_the_newest_checkpoint_is_damaged_the_one_before_is_taken(copied, 
     older, newest = sorted((copied / "checkpoints").iterdir())
     damage(newest)
     before = contents(copied)
-    state, _ = Run.open(copied).restore()
+    state, _ = restored(copied)
     assert int(state.index[0]) == int(older.stem)
-    assert capsys.readouterr().err == f"gorl: the checkpoint {newest} is damaged, so the one before it is taken\n"
+    assert capsys.readouterr().err == f"gorl: the checkpoint {newest} is damaged, so the one before it is used\n"
     assert contents(copied) == before
 
 
@@ -227,7 +233,7 @@ def test_a_finished_run_that_gets_longer_is_whole_at_every_moment_and_ends_like_
         assert (run / name).read_bytes() == before[run / name]
     code, _, error = command("eval", run, "--episodes", 3, "--json")
     assert code == 0
-    assert "the policies that it kept when it last came to its end" in error
+    assert "the best policies of the shorter run that it continues" in error
     resumed(run, cache)
     assert_same_files(run, longer)
     assert {path.name for path in run.iterdir()} == {path.name for path in longer.iterdir()}
@@ -245,12 +251,12 @@ def test_an_unfinished_run_gets_longer_too(copied, longer, cache):
 def test_a_run_that_is_killed_as_it_gets_longer_is_the_one_or_the_other(copied, command, monkeypatch):
     """Its config says which, and each of its checkpoints goes with either."""
     longer = gorl.lengthen(Run.open(copied).config, 1_600)
-    monkeypatch.setattr(gorl_cli._train, "_follow", lambda *_: 0)
+    monkeypatch.setattr(gorl_cli._train, "_train", lambda *_: 0)
     assert command("resume", copied, "--steps", 1600)[0] == 0
     assert Run.open(copied).config == longer
     for _ in range(2):
-        state, _ = Run.open(copied).restore()
-        assert state.returns.shape[1] == gorl.make_schedule(longer).evaluation[-1] + 1
+        state, _ = restored(copied)
+        assert state.returns.shape[1] == gorl.make_schedule(longer).num_evaluations
         sorted((copied / "checkpoints").iterdir())[-1].unlink()
 
 
@@ -289,7 +295,7 @@ def test_a_run_whose_directory_is_moved_stops_at_its_next_write_and_goes_on_wher
 def test_versions_that_differ_are_named(copied, command, monkeypatch):
     now = gorl_cli._train.versions()
     monkeypatch.setattr(gorl_cli._train, "versions", lambda: now | {"jaxlib": "0.99"})
-    monkeypatch.setattr(gorl_cli._train, "_follow", lambda *_: 0)
+    monkeypatch.setattr(gorl_cli._train, "_train", lambda *_: 0)
     code, _, error = command("resume", copied)
     assert code == 0
     assert f"not be the same bit for bit as if it had not been stopped: jaxlib was {now['jaxlib']} and is 0.99" in error
@@ -391,8 +397,8 @@ def edit(run, name, **changes):
 
 
 def test_a_run_that_another_process_writes(copied, refused):
-    with Run.open(copied).writing():
-        assert "is being written by another process" in refused(copied, "resume", copied)
+    with OneRun.of(Run.open(copied)).writing():
+        assert "another process writes to" in refused(copied, "resume", copied)
 
 
 def test_a_run_of_a_newer_format(copied, refused):

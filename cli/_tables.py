@@ -1,14 +1,13 @@
-"""Tables."""
+"""The tables of `gorl train`, `gorl envs` and `gorl methods`."""
 
 import numpy as np
-import rich.console
 import rich.table
 
 import gorl
 
-from ._directory import Run
+from ._process import plain_console
 from ._progress import finite_mean
-from ._say import plain_console
+from ._run import Run
 
 
 def environment_table(found: dict[str, tuple[int, int]]) -> None:
@@ -18,13 +17,13 @@ def environment_table(found: dict[str, tuple[int, int]]) -> None:
     table.add_column("family", no_wrap=True)
     for size in ("observation", "action"):
         table.add_column(size, justify="right")
-    for name, (observation_size, action_size) in found.items():
-        table.add_row(name, gorl.internal.family(name), str(observation_size), str(action_size))
-    rich.console.Console().print(table)
+    for name, sizes in found.items():
+        table.add_row(name, gorl.internal.family(name), *map(str, sizes))
+    plain_console().print(table)
 
 
 def method_table() -> None:
-    """Prints the methods, and what each is made of."""
+    """Prints the methods and their parts."""
     table = rich.table.Table()
     for column in ("method", "learner", "decoder"):
         table.add_column(column, no_wrap=True)
@@ -36,9 +35,11 @@ def method_table() -> None:
 
 
 def summary(run: Run, result: gorl.Result, wall_seconds: float) -> None:
-    """Prints what came of a run: a row for each stage, the best policies, and where the files are."""
-    config = run.config
-    console = plain_console()
+    """Prints the result of a run: a row for each stage, the returns of the best policies, and the place of the files.
+
+    Means are over the seeds that have a return. A seed that diverged has none until its next stage begins.
+    """
+    config, console = run.config, plain_console()
     table = rich.table.Table(title=f"{run.method} on {config.env}: return, mean over seeds", title_justify="left")
     for column in ("stage", "env steps", "first", "best", "first / best before", "held-out loss", "epochs"):
         table.add_column(column, justify="right")
@@ -46,13 +47,12 @@ def summary(run: Run, result: gorl.Result, wall_seconds: float) -> None:
     any_diverged = bool(np.any(diverged_at >= 0))
     if any_diverged:
         table.add_column("diverged")
-    # A seed that diverged has no return until its next stage begins; the means are those of the others.
     returns = np.array([finite_mean(of_seeds) for of_seeds in np.asarray(result.curve.mean_return).T])
-    stage_of, iterations = np.asarray(result.curve.stage[0]), np.asarray(result.curve.iterations[0])
-    before = None
+    stages, iterations = np.asarray(result.curve.stage[0]), np.asarray(result.curve.iterations[0])
+    best_before = None
     for stage in range(config.num_stages):
-        here = stage_of == stage
-        refined = stage + 1 < config.num_stages
+        here = stages == stage
+        is_refined = stage + 1 < config.num_stages
         first, best = returns[here][0], np.nanmax(returns[here], initial=-np.inf)
         begin, end = iterations[here][[0, -1]]
         diverged_here = [
@@ -65,22 +65,22 @@ def summary(run: Run, result: gorl.Result, wall_seconds: float) -> None:
             f"{(end - begin) * config.steps_per_iteration:,}",
             f"{first:.1f}",
             f"{best:.1f}",
-            f"{first / before:.0%}" if before else "",
-            f"{np.mean(result.fits.validation_loss[:, stage]):.3f}" if refined else "",
-            f"{np.mean(result.fits.num_epochs[:, stage]):.0f}" if refined else "",
+            f"{first / best_before:.0%}" if best_before else "",
+            f"{np.mean(result.fits.validation_loss[:, stage]):.3f}" if is_refined else "",
+            f"{np.mean(result.fits.num_epochs[:, stage]):.0f}" if is_refined else "",
             *[", ".join(diverged_here)] * any_diverged,
         )
-        before = best
+        best_before = best
     console.print(table)
     for index in np.flatnonzero(diverged_at >= 0):
         why = gorl.Divergence(int(result.divergence[index])).description
-        unknown = "; none of its evaluations was finite, and the policy that is kept is its last"
-        known = np.isfinite(result.curve.mean_return[index]).any()
-        console.print(f"seed {run.seed_numbers[index]} diverged: {why}{'' if known else unknown}", soft_wrap=True)
-    kept = np.asarray(result.returns).mean(axis=1)
-    of_seeds = ", ".join(f"{mean:.1f}" for mean in kept)
+        is_known = np.isfinite(result.curve.mean_return[index]).any()
+        unknown = "" if is_known else "; no evaluation had a finite return, so its policy is the latest one"
+        console.print(f"seed {run.seed_numbers[index]} diverged: {why}{unknown}", soft_wrap=True)
+    best_returns = np.asarray(result.returns).mean(axis=1)
+    of_seeds = ", ".join(f"{mean:.1f}" for mean in best_returns)
     console.print(
-        f"best policies on {result.returns.shape[1]} fresh episodes: mean return {kept.mean():.1f}"
+        f"best policies on {result.returns.shape[1]} fresh episodes: mean return {best_returns.mean():.1f}"
         f" (seeds from {run.first_seed}: {of_seeds})",
         soft_wrap=True,
     )

@@ -1,10 +1,20 @@
-"""Stopping at once; what a run saves when it is stopped is tested in `test_cli_resume.py`."""
+"""What a process writes and prints, also where there is no room, and how a signal stops it.
 
+What a run saves when it is stopped is tested in `test_cli_resume.py`.
+"""
+
+import errno
+import io
+import os
 import signal
 import subprocess
 import sys
 
 import pytest
+
+import gorl
+from gorl_cli._process import say, write_output
+from gorl_cli._progress import Progress
 
 BOTH = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 BUSY = "hashlib.pbkdf2_hmac('sha256', b'', b'', 2**31 - 1)"  # minutes without an instruction of Python's
@@ -17,7 +27,7 @@ def begun():
 
     def begin(*lines):
         program = "\n".join(
-            ["import hashlib, os, signal, time", "from gorl_cli._stop import Stop, stop_at_once", *lines]
+            ["import hashlib, os, signal, time", "from gorl_cli._process import Stop, stop_at_once", *lines]
         )
         process = subprocess.Popen(
             [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -86,7 +96,7 @@ def test_the_first_signal_is_noted_once_there_is_something_to_lose_and_the_secon
     )
     assert process.stdout.readline() == f"{128 + number}\n"
     process.send_signal(number)
-    assert end(process) == (128 + number, "", "stopping\n")
+    assert end(process) == (128 + number, "", "gorl: stopping\n")
 
 
 @BOTH
@@ -102,3 +112,37 @@ def test_before_and_after_that_the_first_one_does(begun, number, lines):
     process = begun("stop_at_once()", *lines)
     process.send_signal(number)
     assert end(process) == (128 + number, "", "")
+
+
+# --- Files and words. ---
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [(errno.ENOSPC, "make room"), (errno.EROFS, "make it writable"), (errno.EIO, "remove the cause")],
+)
+def test_a_file_that_cannot_be_written_is_one_sentence_with_advice_for_its_cause(tmp_path, monkeypatch, number, words):
+    path = tmp_path / "file"
+    path.write_text("precious")
+
+    def fail(handle):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(gorl.InputError, match=rf"-o .*file cannot be written \({os.strerror(number)}\): {words}, or"):
+        write_output(path, b"new")
+    assert path.read_text() == "precious"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+class Full(io.StringIO):
+    def write(self, text):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_log_on_a_full_disk_ends_no_run(tiny, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", Full())
+    monkeypatch.setattr(sys, "stderr", Full())
+    say("a line")
+    with Progress(tiny, "a run", ["seed 0"]):
+        pass

@@ -1,4 +1,4 @@
-"""What the command line keeps of compiled programs."""
+"""What the command line tells JAX: where compiled programs are kept, and the number of devices."""
 
 import os
 import subprocess
@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from gorl_cli._cache import keep_programs
+import gorl
+from gorl_cli._environment import keep_programs, use_every_core
 
 TRAIN = (
     "train", "MultiGoal", "--seeds", "1", "--stages", "1", "--steps", "80", "--set=learner.num_envs=4",
@@ -121,3 +122,36 @@ def test_programs_that_would_keep_others_from_being_stored_are_removed(environme
     del environment[LIMIT], environment["JAX_COMPILATION_CACHE_DIR"]
     keep_programs(None)
     assert programs(own) == {"whole-cache"}
+
+
+# --- Devices. ---
+
+
+def test_each_core_is_a_device(monkeypatch):
+    monkeypatch.delenv("JAX_NUM_CPU_DEVICES")
+    use_every_core()
+    assert os.environ["JAX_NUM_CPU_DEVICES"] == str(gorl.internal.num_cores())
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("JAX_NUM_CPU_DEVICES", "7"), ("XLA_FLAGS", "--xla_a=1 --xla_force_host_platform_device_count=7")],
+)
+def test_what_the_environment_says_stays(monkeypatch, name, value):
+    monkeypatch.delenv("JAX_NUM_CPU_DEVICES")
+    monkeypatch.setenv(name, value)
+    use_every_core()
+    assert os.environ[name] == value
+    assert os.environ.get("JAX_NUM_CPU_DEVICES", "7") == "7"
+
+
+def test_the_number_of_cores_is_found_without_importing_jax():
+    script = (
+        "import os, sys\n"
+        "os.environ.pop('JAX_NUM_CPU_DEVICES', None)\n"
+        "from gorl_cli._environment import use_every_core\n"
+        "use_every_core()\n"
+        "assert int(os.environ['JAX_NUM_CPU_DEVICES']) >= 1\n"
+        "assert 'jax' not in sys.modules and 'gorl' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)

@@ -1,0 +1,580 @@
+"""A run on disk: `gorl train` and `gorl sweep` write it, and every other command reads it."""
+
+import contextlib
+import csv
+import dataclasses
+import functools
+import json
+import math
+import os
+import pathlib
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import version
+from typing import Any
+
+import filelock
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Key
+
+import gorl
+
+from ._process import advice, command, say
+
+_FORMAT = 2
+_OLDEST_FORMAT = 2  # gorl reads every format from this one on
+RUN, SWEEP = "run.json", "sweep.json"
+_CONFIG, _CHECKPOINTS, _LOCK = "config.json", "checkpoints", ".lock"
+_KEPT = 2  # checkpoints of a run that is not finished
+_PACKAGES = (
+    "gorl",
+    "jax",
+    "jaxlib",
+    "equinox",
+    "optax",
+    "diffrax",
+    "mujoco",
+    "mujoco-mjx",
+    "brax",
+    "playground",
+    "numpy",
+)
+
+
+class GoneError(Exception):
+    """A directory no longer holds the run that a command writes to it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run and its directory.
+
+    **Arguments:**
+
+    - `directory`: holds every file of the run.
+    - `config`: the config.
+    - `method`: the name of the method.
+    - `first_seed`, `seeds`: the run has so many seeds, from the first one on.
+    - `checkpoint_interval`: seconds between two checkpoints.
+    - `log`: the names of the loggers.
+    - `identifier`: tells the run from all others.
+    """
+
+    directory: pathlib.Path
+    config: gorl.Config
+    method: str
+    first_seed: int
+    seeds: int
+    checkpoint_interval: float
+    log: tuple[str, ...] = ()
+    identifier: str = dataclasses.field(default_factory=lambda: uuid.uuid4().hex)
+
+    @staticmethod
+    def open(directory: pathlib.Path) -> "Run":
+        """The run in a directory.
+
+        **Raises:**
+
+        `gorl.InputError` if there is none, or a file is missing or unreadable.
+        """
+        if (directory / SWEEP).exists():
+            raise gorl.InputError(f"{directory} is a sweep: give the directory of one of its runs, which lie in it.")
+        content = read_description(directory, RUN)
+        text = _read(directory, _CONFIG)
+        try:
+            method, log = str(content["method"]), tuple(content["log"])
+            first_seed, seeds = int(content["first_seed"]), int(content["seeds"])
+            interval, identifier = float(content["checkpoint_interval"]), str(content["identifier"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise damaged(directory / RUN) from error
+        if ":" in method:
+            gorl.internal.find_method(method)  # imports the classes that the config names
+        try:
+            config = gorl.Config.from_json(text)
+        except gorl.InputError as error:
+            raise gorl.InputError(f"{directory / _CONFIG} cannot be understood: {error}") from error
+        return Run(directory, config, method, first_seed, seeds, interval, log, identifier)
+
+    def create(self) -> None:
+        """Makes the directory, and writes what the run is.
+
+        **Raises:**
+
+        `gorl.InputError` if it cannot be written; then neither file is there.
+        """
+        content = {
+            "method": self.method,
+            "first_seed": self.first_seed,
+            "seeds": self.seeds,
+            "checkpoint_interval": self.checkpoint_interval,
+            "log": self.log,
+            "identifier": self.identifier,
+        }
+        try:
+            self.directory.mkdir(exist_ok=True)
+            gorl.internal.write_whole(self.directory / _CONFIG, self.config.to_json())
+        except OSError as error:
+            raise _unwritable_out(self.directory, error) from error
+        try:
+            write_description(self.directory / RUN, content)
+        except gorl.InputError:
+            (self.directory / _CONFIG).unlink(missing_ok=True)
+            raise
+
+    def lengthen(self, config: gorl.Config) -> "Run":
+        """The same run with a longer config. One file changes, so a kill leaves either the old run or the new one.
+
+        **Raises:**
+
+        `gorl.InputError` if the config cannot be written; then the run stays as it was.
+        """
+        try:
+            gorl.internal.write_whole(self.directory / _CONFIG, config.to_json())
+        except OSError as error:
+            raise _unwritable(f"the run in {self.directory}", error) from error
+        return dataclasses.replace(self, config=config)
+
+    def check(self) -> None:
+        """Checks that the directory has not been moved, deleted or replaced.
+
+        **Raises:**
+
+        `GoneError` if it has.
+        """
+        try:
+            found = (self.directory / RUN).read_text()
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise GoneError from error
+        except OSError:
+            return  # this says nothing about the directory; the next write will
+        if self.identifier not in found:
+            raise GoneError
+
+    @property
+    def keys(self) -> Key[jax.Array, " seeds"]:
+        """A random key for each seed."""
+        return jax.vmap(jax.random.key)(jnp.asarray(self.seed_numbers, jnp.uint32))
+
+    @property
+    def seed_numbers(self) -> range:
+        """The seeds."""
+        return range(self.first_seed, self.first_seed + self.seeds)
+
+    @property
+    def env_steps(self) -> int:
+        """Environment steps of each seed in the whole run."""
+        return sum(self.config.stage_iterations) * self.config.steps_per_iteration
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether every file of a finished run is there. A summary from before the run got longer does not count."""
+        return self.summary_file.exists() and self.summary()["env_steps"] == self.env_steps
+
+    def summary(self) -> dict[str, Any]:
+        """What `summary.json` holds.
+
+        **Raises:**
+
+        `gorl.InputError` if it cannot be read.
+        """
+        try:
+            return json.loads(self.summary_file.read_text())
+        except (OSError, ValueError) as error:
+            raise damaged(self.summary_file) from error
+
+    @property
+    def curve_file(self) -> pathlib.Path:
+        """A row for each seed and evaluation."""
+        return self.directory / "curve.csv"
+
+    @property
+    def picture_file(self) -> pathlib.Path:
+        """The learning curve."""
+        return self.directory / "curve.png"
+
+    @property
+    def policies_file(self) -> pathlib.Path:
+        """The best policies. It appears when the run is finished."""
+        return self.directory / "policies.eqx"
+
+    @property
+    def summary_file(self) -> pathlib.Path:
+        """The returns of the best policies. It is written last."""
+        return self.directory / "summary.json"
+
+    # --- Checkpoints. ---
+
+    def save(self, state: gorl.TrainState, note: dict[str, Any]) -> pathlib.Path:
+        """Writes a checkpoint.
+
+        **Raises:**
+
+        `OSError` if it cannot be written; older ones stay.
+        """
+        directory = self.directory / _CHECKPOINTS
+        directory.mkdir(exist_ok=True)
+        path = directory / f"{int(np.max(state.index)):08d}.eqx"
+        gorl.save_state(path, state, self.config, note)
+        return path
+
+    def keep_newest_checkpoints(self, count: int = _KEPT) -> None:
+        """Removes all checkpoints but the newest ones."""
+        for path in self.checkpoints()[:-count]:
+            path.unlink(missing_ok=True)
+
+    def checkpoints(self) -> list[pathlib.Path]:
+        """The checkpoints, the oldest first."""
+        return sorted((self.directory / _CHECKPOINTS).glob("[0-9]*.eqx"))
+
+    def remove_unfinished(self) -> None:
+        """Removes files that a killed process left half written."""
+        for directory in (self.directory, self.directory / _CHECKPOINTS):
+            gorl.internal.remove_unfinished(directory)
+
+    # --- Results. ---
+
+    def policies(self) -> gorl.Policy:
+        """The best policies, one for each seed. It says so if the run is not finished, and they are the best so far.
+
+        **Raises:**
+
+        `gorl.InputError` if there are none yet.
+        """
+        if self.policies_file.exists():
+            if not self.is_finished:
+                say("this run is not finished: these are the best policies of the shorter run that it continues")
+            return gorl.load_policy(self.policies_file)
+        restored = restore([self], [self.config])
+        if restored is None:
+            raise gorl.InputError(
+                f"{self.directory} has neither {self.policies_file.name} nor a checkpoint yet: train on with "
+                f"{command('gorl', 'resume', self.directory)}."
+            )
+        state, _ = restored
+        done = int(np.max(state.index)) / len(gorl.make_schedule(self.config))
+        say(f"this run is not finished: these are the best policies of its latest stage, {done:.0%} of the way")
+        return gorl.finish(self.config, state).policy
+
+    def policy(self, seed: int | None) -> gorl.Policy:
+        """The best policy of one seed. Without a seed it takes the best one, or the first, and says which.
+
+        **Raises:**
+
+        `gorl.InputError` if there is none.
+        """
+        index = self.index(self._best_seed() if seed is None else seed)
+        return gorl.of_seed(self.policies(), index)
+
+    def index(self, seed: int) -> int:
+        """The index of a seed on the axis of seeds.
+
+        **Raises:**
+
+        `gorl.InputError` if the run has no such seed.
+        """
+        if seed not in self.seed_numbers:
+            last = self.seed_numbers[-1]
+            held = f"seed {last}" if self.seeds == 1 else f"seeds {self.first_seed} to {last}"
+            raise gorl.InputError(f"there is no seed {seed} in {self.directory}: it holds {held}.")
+        return self.seed_numbers.index(seed)
+
+    def _best_seed(self) -> int:
+        if self.seeds == 1:
+            return self.first_seed
+        if not self.is_finished:
+            say(f"the policy of seed {self.first_seed}, the first; --seed takes another")
+            return self.first_seed
+        returns = self.summary()["best_policy_return"]
+        best = max(returns, key=lambda seed: -math.inf if returns[seed] is None else returns[seed])
+        say(f"the policy of seed {best}, the best of {self.seeds}; --seed takes another")
+        return int(best)
+
+    def curve(self) -> list[dict[str, str]]:
+        """The rows of `curve.csv` so far.
+
+        **Raises:**
+
+        `gorl.InputError` if there are none.
+        """
+        try:
+            with self.curve_file.open(newline="") as file:
+                return list(csv.DictReader(file))
+        except FileNotFoundError as error:
+            raise gorl.InputError(
+                f"{self.directory} has no {self.curve_file.name} yet, since nothing was evaluated: train on with "
+                f"{command('gorl', 'resume', self.directory)}."
+            ) from error
+
+
+# --- Several runs that train side by side, as one state. ---
+
+
+def save(runs: Sequence[Run], state: gorl.TrainState, note: dict[str, Any]) -> None:
+    """Writes a checkpoint for each run from the state of all, and removes old ones.
+
+    **Raises:**
+
+    `OSError` if one cannot be written; then none is there.
+    """
+    written: list[pathlib.Path] = []
+    try:
+        for run, part in zip(runs, _parts(state, len(runs)), strict=True):
+            written.append(run.save(part, note))
+    except OSError:
+        for path in written:
+            path.unlink(missing_ok=True)
+        raise
+    for run in runs:
+        run.keep_newest_checkpoints()
+
+
+def restore(runs: Sequence[Run], configs: Sequence[gorl.Config]) -> tuple[gorl.TrainState, dict[str, Any]] | None:
+    """The state of all runs from their newest checkpoint that is undamaged, and its note.
+
+    It says so if a checkpoint is damaged.
+
+    **Arguments:**
+
+    - `runs`: the runs. They have checkpoints at the same steps of the schedule.
+    - `configs`: their configs, or longer ones.
+
+    **Returns:**
+
+    `None` if a run has no checkpoint yet.
+
+    **Raises:**
+
+    `gorl.InputError` if every checkpoint is damaged, or the config has changed.
+    """
+    checkpoints = [{path.name: path for path in run.checkpoints()} for run in runs]
+    if not all(checkpoints):
+        return None
+    shared = sorted(set.intersection(*map(set, checkpoints)))
+    for name in reversed(shared):
+        loaded = []
+        for paths, config in zip(checkpoints, configs, strict=True):
+            try:
+                loaded.append(gorl.load_state(paths[name], config))
+            except gorl.DamagedFileError:
+                if name != shared[0]:
+                    say(f"the checkpoint {paths[name]} is damaged, so the one before it is used")
+                break
+        else:
+            states = [state for state, _ in loaded]
+            joined = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *states) if len(states) > 1 else states[0]
+            return joined, loaded[0][1]
+    raise gorl.InputError(
+        f"no checkpoint in {runs[0].directory / _CHECKPOINTS} is undamaged: copy them again, or begin a new run."
+    )
+
+
+def try_to_write(runs: Sequence[Run], what: str, write: Callable[[], object], then: str) -> bool:
+    """Writes to the directories of runs, and says so if that fails.
+
+    **Arguments:**
+
+    - `runs`: the runs.
+    - `what`: what is not written in that case, such as "no checkpoint".
+    - `write`: writes it.
+    - `then`: what happens in that case.
+
+    **Returns:**
+
+    Whether it was written.
+
+    **Raises:**
+
+    `GoneError` if a directory has been moved, deleted or replaced; then nothing is written.
+    """
+    for run in runs:
+        run.check()
+    try:
+        write()
+    except OSError as error:
+        for run in runs:
+            run.check()
+        say(f"{what} could be written ({error.strerror}): {then}")
+        return False
+    return True
+
+
+def _parts(state: gorl.TrainState, count: int) -> list[gorl.TrainState]:
+    """The state of each of several runs. It is sliced on the host, where nothing has to be compiled for that."""
+    if count == 1:
+        return [state]
+    seeds = state.key.size // count
+
+    def part(leaf: jax.Array, index: int) -> Any:
+        here = slice(index * seeds, (index + 1) * seeds)
+        if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return np.asarray(leaf)[here]
+        kind = jax.random.key_impl(leaf)
+        return jax.random.wrap_key_data(jnp.asarray(np.asarray(jax.random.key_data(leaf))[here]), impl=kind)
+
+    return [jax.tree.map(functools.partial(part, index=index), state) for index in range(count)]
+
+
+# --- Directories. ---
+
+
+def read_description(directory: pathlib.Path, name: str) -> dict[str, Any]:
+    """What `run.json` or `sweep.json` holds.
+
+    **Raises:**
+
+    `gorl.InputError` if it is missing, unreadable or of a format that this version does not read.
+    """
+    if not directory.is_dir():
+        raise gorl.InputError(f"{directory} is no directory: give the directory of a run of gorl train.")
+    text = _read(directory, name)
+    try:
+        content = json.loads(text)
+        form, before = int(content["format"]), content["versions"]["gorl"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise damaged(directory / name) from error
+    if form > _FORMAT:
+        raise gorl.InputError(
+            f"the run in {directory} is of format {form}, and this version of gorl reads none newer than {_FORMAT}: "
+            "install a newer gorl."
+        )
+    if form < _OLDEST_FORMAT:
+        raise gorl.InputError(f"the run in {directory} {gorl.internal.written_by(before)}")
+    return content
+
+
+def write_description(path: pathlib.Path, content: dict[str, Any]) -> None:
+    """Writes `run.json` or `sweep.json`.
+
+    **Raises:**
+
+    `gorl.InputError` if it cannot be written.
+    """
+    content = {"format": _FORMAT, **content, "versions": versions()}
+    try:
+        gorl.internal.write_whole(path, json.dumps(content, indent=2) + "\n")
+    except OSError as error:
+        raise _unwritable_out(path.parent, error) from error
+
+
+def _read(directory: pathlib.Path, name: str) -> str:
+    try:
+        return (directory / name).read_text()
+    except FileNotFoundError as error:
+        raise gorl.InputError(f"{directory} is no run of gorl train, or not a whole one: it has no {name}.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise gorl.InputError(f"{directory / name} cannot be read: {error}.") from error
+
+
+def damaged(path: pathlib.Path) -> gorl.InputError:
+    """The error for a file that holds something else than gorl wrote."""
+    return gorl.InputError(f"{path} is not what gorl train wrote: copy it again.")
+
+
+def check_new(directory: pathlib.Path, is_named: bool) -> None:
+    """Checks that results can go to a directory.
+
+    **Arguments:**
+
+    - `directory`: the directory.
+    - `is_named`: whether a person named it, so that it must be empty; see [`make_directory`][].
+
+    **Raises:**
+
+    `gorl.InputError` if they cannot.
+    """
+    if is_named and directory.exists():
+        if not directory.is_dir():
+            raise gorl.InputError(f"--out {directory} is a file: give a directory.")
+        if any(path.name != _LOCK for path in directory.iterdir()):
+            way_out = "give a new or an empty directory"
+            if (directory / RUN).exists() or (directory / SWEEP).exists():
+                way_out += f", or go on with {command('gorl', 'resume', directory)}"
+            raise gorl.InputError(f"--out {directory} is already in use: {way_out}.")
+    existing = directory
+    while not existing.exists():
+        existing = existing.parent
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise gorl.InputError(
+            f"--out {directory} cannot be written, because {existing} cannot: give another directory."
+        )
+
+
+def make_directory(directory: pathlib.Path, is_named: bool) -> pathlib.Path:
+    """Makes a directory for results.
+
+    **Arguments:**
+
+    - `directory`: the directory.
+    - `is_named`: whether a person named it. If not, and another process has taken the name, a number is added to it.
+
+    **Returns:**
+
+    The directory.
+
+    **Raises:**
+
+    `gorl.InputError` if it cannot be made.
+    """
+    try:
+        if is_named:
+            directory.mkdir(parents=True, exist_ok=True)
+            return directory
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        made, number = directory, 1
+        while True:
+            try:
+                made.mkdir()  # succeeds in only one of several processes
+                return made
+            except FileExistsError:
+                number += 1
+                made = directory.with_name(f"{directory.name}-{number}")
+    except OSError as error:
+        raise gorl.InputError(f"--out {directory} cannot be made: {error.strerror}.") from error
+
+
+def new_directory(*names: str) -> pathlib.Path:
+    """A directory in `runs/`, named after its content and the time."""
+    name = "-".join(names).replace("/", "-").replace(":", "-")
+    return pathlib.Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+@contextlib.contextmanager
+def only_writer(directory: pathlib.Path) -> Iterator[None]:
+    """Keeps other processes from writing to a directory.
+
+    **Raises:**
+
+    `gorl.InputError` if another process writes to it.
+    """
+    lock = filelock.FileLock(directory / _LOCK, mode=0o644)
+    try:
+        lock.acquire(blocking=False)
+    except filelock.Timeout as error:
+        raise gorl.InputError(f"another process writes to {directory}: wait until it ends, or stop it.") from error
+    except OSError as error:
+        raise _unwritable(str(directory), error) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _unwritable_out(directory: pathlib.Path, error: OSError) -> gorl.InputError:
+    return gorl.InputError(
+        f"--out {directory} cannot be written ({error.strerror}): {advice(error)}, or give another directory."
+    )
+
+
+def _unwritable(what: str, error: OSError) -> gorl.InputError:
+    return gorl.InputError(
+        f"{what} cannot be written ({error.strerror}): {advice(error)}, or copy it to another disk and go on there."
+    )
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """The versions and the device. With the same ones, results are the same bit for bit."""
+    return {name: version(name) for name in _PACKAGES} | {"device": jax.devices()[0].device_kind}
