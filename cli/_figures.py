@@ -369,7 +369,7 @@ def _finite(arrays: Sequence[np.ndarray]) -> np.ndarray:
 def _check_finite(tree: PyTree) -> None:
     leaves = jax.tree.leaves(eqx.filter(tree, eqx.is_inexact_array))
     if not all(np.isfinite(leaf).all() for leaf in leaves):
-        raise gorl.InputError("this policy has diverged, so its actions are not finite: take another seed's.")
+        raise gorl.InputError("this policy has diverged, so its actions are not finite: take that of another seed.")
 
 
 @eqx.filter_jit
