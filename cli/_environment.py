@@ -20,10 +20,6 @@ def keep_programs(directory: pathlib.Path | None) -> None:
 
     - `directory`: where the programs are; `off` for nowhere; `None` for the place that the environment names, or else
         the user's cache.
-
-    **Raises:**
-
-    `gorl.InputError` if `directory` cannot be made.
     """
     if directory == pathlib.Path("off"):
         os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"

@@ -3,12 +3,12 @@
 import equinox as eqx
 import jax
 import numpy as np
-import rich.table
 
 import gorl
 
 from ._process import as_json as to_json, plain_console
 from ._run import Run
+from ._tables import new_table
 
 
 def evaluate(run: Run, *, episodes: int, stochastic: bool, seed: int | None, key: int, as_json: bool) -> None:
@@ -22,10 +22,6 @@ def evaluate(run: Run, *, episodes: int, stochastic: bool, seed: int | None, key
     - `seed`: the seed whose policy plays; `None` for all seeds.
     - `key`: decides the episodes. All policies play from the same start states.
     - `as_json`: print a JSON object instead of a table.
-
-    **Raises:**
-
-    `gorl.InputError` for bad input.
     """
     if episodes < 1:
         raise gorl.InputError(f"--episodes must be at least 1, not {episodes}.")
@@ -51,13 +47,11 @@ def _returns(env: gorl.EnvConfig, policies: gorl.Policy, key: jax.Array, episode
 
 def _show(run: Run, seeds: list[int], returns: np.ndarray, overall: np.ndarray, stochastic: bool) -> None:
     how = "sampled" if stochastic else "at the mode"
-    table = rich.table.Table(
-        title=f"{run.method} on {run.config.env}: return of {returns.shape[1]} fresh episodes each, latents {how}",
-        title_justify="left",
-    )
     name = gorl.internal.interval(returns, axis=1).name
-    for column in ("seed", "mean", name, "std", "lowest", "highest"):
-        table.add_column(column, justify="right")
+    table = new_table(
+        *("seed", "mean", name, "std", "lowest", "highest"),
+        title=f"{run.method} on {run.config.env}: return of {returns.shape[1]} fresh episodes each, latents {how}",
+    )
     for seed, of_seed in zip(seeds, returns, strict=True):
         table.add_row(str(seed), *_metrics(of_seed), f"{of_seed.min():.1f}", f"{of_seed.max():.1f}")
     if len(seeds) > 1:

@@ -16,12 +16,7 @@ _KINDS: dict[str, Callable[[gorl.Policy, str], bytes]] = {
 
 
 def check_export(path: pathlib.Path, draw: str) -> None:
-    """Checks what [`export`][] can check without the policy.
-
-    **Raises:**
-
-    `gorl.InputError` if the files cannot be written.
-    """
+    """Checks what [`export`][] can check without the policy."""
     suffix = check_output(path, (*_KINDS, ""))
     for file in _files(path):
         check_output(file, _KINDS)
@@ -38,14 +33,10 @@ def export(policy: gorl.Policy, path: pathlib.Path, draw: str) -> None:
 
     **Arguments:**
 
-    - `policy`: a single policy.
+    - `policy`: of one seed.
     - `path`: the file: `.stablehlo` or `.onnx`; or one without a suffix, which becomes both. In that case it leaves
         out an `.onnx` that cannot be made, and says why.
     - `draw`: the policy's source of randomness: `"latent"` or `"seed"`.
-
-    **Raises:**
-
-    `gorl.InputError` for bad input, before anything is computed or written.
     """
     check_export(path, draw)
     drawn = ("seed", "uint32", ()) if draw == "seed" else ("latent", "float32", policy.encoder.noise_shape)

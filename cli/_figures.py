@@ -59,19 +59,12 @@ _MISSING = re.compile(r"Glyph \d+ .* missing from")  # a warning for each letter
 
 @dataclasses.dataclass(frozen=True)
 class RunCurve:
-    """The learning curve of a run.
-
-    **Arguments:**
-
-    - `label`: the name in the legend.
-    - `env_steps`, `stage`: of each evaluation.
-    - `returns`: the mean return in each evaluation of each seed; NaN after the seed diverged.
-    """
+    """The learning curve of a run."""
 
     label: str
     env_steps: Int[np.ndarray, " evaluations"]
     stage: Int[np.ndarray, " evaluations"]
-    returns: Float[np.ndarray, "seeds evaluations"]
+    returns: Float[np.ndarray, "seeds evaluations"]  # means over episodes; NaN after a seed diverged
 
     @property
     def boundaries(self) -> list[int]:
@@ -90,16 +83,8 @@ def learning_curves(curves: Sequence[RunCurve], title: str = "") -> Figure:
     The line is the mean over the seeds. The band is the 95 % interval of the mean; of fewer than ten seeds it is the
     smallest and the largest. A seed that diverged is left out where its returns are NaN, and the picture says how many
     did. A single run has a thin line for each seed, with a cross where it diverged. Dotted lines mark the beginning of
-    a stage. They cross the picture if all runs share them; if not, they are short and in the colour of the run.
-
-    **Arguments:**
-
-    - `curves`: the runs, at least one.
-    - `title`: the title.
-
-    **Returns:**
-
-    The picture: one column wide for up to four runs, one page wide for more.
+    a stage. They cross the picture if all runs share them; if not, they are short and in the colour of the run. The
+    picture is one column wide for up to four runs, one page wide for more.
     """
     with matplotlib.rc_context(_STYLE):
         is_alone = len(curves) == 1
@@ -144,19 +129,10 @@ def action_distributions(
 
     **Arguments:**
 
-    - `env`: the environment.
-    - `policy`: the policy.
-    - `key`: decides the actions and the episode, which is played with sampled latents.
+    - `env`, `policy`: play the episode, with sampled latents.
+    - `key`: decides the episode and the actions.
     - `num_states`: the number of states, evenly spaced along the episode; fewer if it is shorter.
     - `num_actions`: the number of actions at each state.
-
-    **Returns:**
-
-    The picture, with a panel for each state.
-
-    **Raises:**
-
-    `gorl.InputError` as `gorl.play` does, if the policy has diverged, or if a number is too small.
 
     ??? cite "Reference"
 
@@ -223,10 +199,8 @@ def action_density(
     The standard deviation of a kernel is 0.8 times that of Scott's rule: `0.8 s / n^(1/5)` for `n` actions of standard
     deviation `s`.
 
-    **Returns:**
-
-    Points, and the density at each. The points leave out a thousandth of the actions, half of it on either side, so
-    that a few outliers do not squeeze the others.
+    It returns points, and the density at each. The points leave out a thousandth of the actions, half of it on either
+    side, so that a few outliers do not squeeze the others.
     """
     width = _kernel_width(values)
     low, high = np.quantile(values, (0.0005, 0.9995))
@@ -250,12 +224,7 @@ def num_modes(density: Float[np.ndarray, " grid"], values: Float[np.ndarray, " a
 
 
 def encode(figure: Figure, suffix: str) -> bytes:
-    """The content of a file with a picture. The same picture gives the same bytes.
-
-    **Raises:**
-
-    `gorl.InputError` if the suffix is not one of `SUFFIXES`.
-    """
+    """The content of a file with a picture. The same picture gives the same bytes."""
     if suffix not in SUFFIXES:
         raise gorl.InputError(f"there are no pictures of the kind {suffix!r}: give one of {', '.join(SUFFIXES)}.")
     content = io.BytesIO()

@@ -87,12 +87,7 @@ _LOGGERS: dict[str, tuple[type[AbstractLogger], str]] = {
 
 
 def check_loggers(names: Sequence[str]) -> None:
-    """Checks that the loggers exist and are installed.
-
-    **Raises:**
-
-    `gorl.InputError` if one does not, or is not.
-    """
+    """Checks that the loggers exist and are installed."""
     for name in names:
         if name not in _LOGGERS:
             raise gorl.internal.unknown_name("logger", name, _LOGGERS)
@@ -102,13 +97,7 @@ def check_loggers(names: Sequence[str]) -> None:
 
 
 class Loggers:
-    """The loggers of a run. One that fails to write is dropped, because a log is no reason to lose a run.
-
-    **Arguments:**
-
-    - `run`: the run.
-    - `rows`: its rows so far.
-    """
+    """The loggers of a run with some rows so far. One that fails to write is dropped, since the run matters more."""
 
     def __init__(self, run: Run, rows: Sequence[Row]):
         self._open: dict[str, AbstractLogger] = {}

@@ -13,12 +13,7 @@ from ._run import Run, damaged
 
 
 def plot_curves(runs: Sequence[Run], path: pathlib.Path) -> None:
-    """Draws the learning curves of runs, finished or not, on one axis.
-
-    **Raises:**
-
-    `gorl.InputError` if a run has no curve yet, or the file cannot be written.
-    """
+    """Draws the learning curves of runs, finished or not, on one axis."""
     suffix = check_output(path, SUFFIXES)
     curves = [run_curve(run, label) for run, label in zip(runs, _labels(runs), strict=True)]
     envs = {str(run.config.env) for run in runs}
@@ -37,10 +32,6 @@ def plot_actions(run: Run, path: pathlib.Path, *, seed: int | None, key: int) ->
     - `path`: the file.
     - `seed`: of the policy; `None` for the best one.
     - `key`: decides the episode and the actions.
-
-    **Raises:**
-
-    `gorl.InputError` if there is no such policy, or the file cannot be written.
     """
     suffix = check_output(path, SUFFIXES)
     figure = action_distributions(run.config.env, run.policy(seed), jax.random.key(key))
@@ -49,12 +40,7 @@ def plot_actions(run: Run, path: pathlib.Path, *, seed: int | None, key: int) ->
 
 
 def run_curve(run: Run, label: str) -> RunCurve:
-    """The learning curve of a run so far.
-
-    **Raises:**
-
-    `gorl.InputError` if there is none yet, or the file is not what `gorl train` wrote.
-    """
+    """The learning curve of a run so far."""
     of_seeds: dict[int, list[tuple[int, int, float]]] = {}
     for row in run.curve():
         try:

@@ -68,20 +68,9 @@ def _finite(content: Any) -> Any:
 
 
 def check_output(path: pathlib.Path, suffixes: Collection[str]) -> str:
-    """Checks that a file can be written, before anything is computed for it.
+    """Checks that a file can be written, and returns its suffix in lower case.
 
-    **Arguments:**
-
-    - `path`: the file.
-    - `suffixes`: the suffixes that it may have, in lower case; `""` among them allows none.
-
-    **Returns:**
-
-    Its suffix in lower case.
-
-    **Raises:**
-
-    `gorl.InputError` if the suffix is another, or the file cannot be written there.
+    `suffixes` are those that it may have, in lower case; `""` among them allows none.
     """
     import gorl
 
@@ -97,12 +86,7 @@ def check_output(path: pathlib.Path, suffixes: Collection[str]) -> str:
 
 
 def write_output(path: pathlib.Path, content: bytes) -> None:
-    """Writes a file, whole or not at all.
-
-    **Raises:**
-
-    `gorl.InputError` if it cannot be written, such as on a full disk.
-    """
+    """Writes a file, whole or not at all."""
     import gorl
 
     try:
@@ -137,13 +121,9 @@ def stop_at_once() -> None:
 
 
 class Stop:
-    """From [`heed`][] on, the first signal is noted and the second one ends the process. A context manager.
+    """From [`heed`][] on, the first signal is noted and prints a line; the second one ends the process.
 
-    Outside the main thread it does nothing, because Python allows handlers there only.
-
-    **Arguments:**
-
-    - `notice`: the line that is printed when the signal comes.
+    A context manager. It does nothing outside the main thread, because Python allows handlers there only.
     """
 
     def __init__(self, notice: str):

@@ -21,14 +21,7 @@ _LATEST = 20  # steps of a phase from which its speed is estimated
 
 
 class Progress:
-    """Shows the progress of a run. A context manager.
-
-    **Arguments:**
-
-    - `config`: the config.
-    - `title`: the name of the run.
-    - `names`: those of the seeds that train side by side.
-    """
+    """Shows the progress of a run with a title, whose seeds have names. A context manager."""
 
     def __init__(self, config: gorl.Config, title: str, names: Sequence[str]):
         self._config = config

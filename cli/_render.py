@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -29,29 +30,12 @@ _PROBE = "import mujoco; mujoco.Renderer(mujoco.MjModel.from_xml_string('<mujoco
 
 
 def check_film(path: pathlib.Path) -> None:
-    """Checks that [`render`][] can make and write such a file.
-
-    **Raises:**
-
-    `gorl.InputError` if it cannot.
-    """
+    """Checks that [`render`][] can make and write such a file."""
     if check_output(path, _RATES) == ".mp4":
         _ffmpeg()
 
 
-def render(
-    env: gorl.EnvConfig,
-    policy: gorl.Policy,
-    key: int,
-    path: pathlib.Path,
-    *,
-    num_episodes: int = 1,
-    stochastic: bool = False,
-    num_steps: int | None = None,
-    height: int = 360,
-    width: int = 480,
-    camera: str | None = None,
-) -> None:
+def render(env: gorl.EnvConfig, policy: gorl.Policy, key: int, path: pathlib.Path, **options: Any) -> None:
     """Makes a film of a policy, writes it to a file and prints what it shows. Call [`choose_gl`][] before.
 
     **Arguments:**
@@ -60,10 +44,6 @@ def render(
     - `path`: the file: `.mp4`; `.gif`; or `.png` for a row of frames of each episode.
 
     The others are those of `gorl.render`.
-
-    **Raises:**
-
-    `gorl.InputError` for bad input or a missing package, before anything is computed or written.
     """
     check_film(path)
     suffix = path.suffix.lower()
@@ -74,26 +54,15 @@ def render(
         def show(num_drawn: int, num_frames: int) -> None:
             progress.update(task, completed=num_drawn, total=num_frames)
 
-        film = gorl.render(
-            env,
-            policy,
-            jax.random.key(key),
-            num_episodes=num_episodes,
-            stochastic=stochastic,
-            num_steps=num_steps,
-            height=height,
-            width=width,
-            camera=camera,
-            frames_per_second=_RATES[suffix],
-            on_frame=show,
-        )
+        rate = _RATES[suffix]
+        film = gorl.render(env, policy, jax.random.key(key), frames_per_second=rate, on_frame=show, **options)
         content = encode(film, suffix)
     write_output(path, content)
     seconds = (film.frames.shape[1] - 1) / film.frames_per_second
     returns = ", ".join(f"{of_episode:.1f}" for of_episode in film.returns)
     console.print(
         f"{path}, {len(content) / 1000:,.0f} kB: {seconds:.1f} s of {env} at {film.frames_per_second:.3g} frames per "
-        f"second, return{'s' * (num_episodes > 1)} {returns}",
+        f"second, return{'s' * (len(film.returns) > 1)} {returns}",
         soft_wrap=True,
     )
 
@@ -103,10 +72,6 @@ def choose_gl() -> None:
 
     On Linux it is EGL, or OSMesa if EGL does not work. Each is tried in another process, because MuJoCo cannot be
     imported twice.
-
-    **Raises:**
-
-    `gorl.InputError` if neither works.
     """
     if sys.platform != "linux":
         return  # MuJoCo finds the OpenGL of other systems by itself

@@ -29,18 +29,19 @@ _OLDEST_FORMAT = 2  # gorl reads every format from this one on
 RUN, SWEEP = "run.json", "sweep.json"
 _CONFIG, _CHECKPOINTS, _LOCK = "config.json", "checkpoints", ".lock"
 _KEPT = 2  # checkpoints of a run that is not finished
+# The fields of a run that `run.json` holds, and their types.
+_FIELDS: dict[str, Callable[[Any], Any]] = {
+    "method": str,
+    "first_seed": int,
+    "seeds": int,
+    "checkpoint_interval": float,
+    "log": tuple,
+    "identifier": str,
+}
+# The results of a run depend on these as well.
 _PACKAGES = (
-    "gorl",
-    "jax",
-    "jaxlib",
-    "equinox",
-    "optax",
-    "diffrax",
-    "mujoco",
-    "mujoco-mjx",
-    "brax",
-    "playground",
-    "numpy",
+    *("gorl", "jax", "jaxlib", "equinox", "optax", "diffrax", "numpy"),
+    *("mujoco", "mujoco-mjx", "brax", "playground"),
 )
 
 
@@ -74,63 +75,38 @@ class Run:
 
     @staticmethod
     def open(directory: pathlib.Path) -> "Run":
-        """The run in a directory.
-
-        **Raises:**
-
-        `gorl.InputError` if there is none, or a file is missing or unreadable.
-        """
+        """The run in a directory."""
         if (directory / SWEEP).exists():
             raise gorl.InputError(f"{directory} is a sweep: give the directory of one of its runs, which lie in it.")
         content = read_description(directory, RUN)
         text = _read(directory, _CONFIG)
         try:
-            method, log = str(content["method"]), tuple(content["log"])
-            first_seed, seeds = int(content["first_seed"]), int(content["seeds"])
-            interval, identifier = float(content["checkpoint_interval"]), str(content["identifier"])
+            fields = {name: kind(content[name]) for name, kind in _FIELDS.items()}
         except (KeyError, TypeError, ValueError) as error:
             raise damaged(directory / RUN) from error
-        if ":" in method:
-            gorl.internal.find_method(method)  # imports the classes that the config names
+        if ":" in fields["method"]:
+            gorl.internal.find_method(fields["method"])  # imports the classes that the config names
         try:
             config = gorl.Config.from_json(text)
         except gorl.InputError as error:
             raise gorl.InputError(f"{directory / _CONFIG} cannot be understood: {error}") from error
-        return Run(directory, config, method, first_seed, seeds, interval, log, identifier)
+        return Run(directory, config, **fields)
 
     def create(self) -> None:
-        """Makes the directory, and writes what the run is.
-
-        **Raises:**
-
-        `gorl.InputError` if it cannot be written; then neither file is there.
-        """
-        content = {
-            "method": self.method,
-            "first_seed": self.first_seed,
-            "seeds": self.seeds,
-            "checkpoint_interval": self.checkpoint_interval,
-            "log": self.log,
-            "identifier": self.identifier,
-        }
+        """Makes the directory, and writes what the run is."""
         try:
             self.directory.mkdir(exist_ok=True)
             gorl.internal.write_whole(self.directory / _CONFIG, self.config.to_json())
         except OSError as error:
             raise _unwritable_out(self.directory, error) from error
         try:
-            write_description(self.directory / RUN, content)
+            write_description(self.directory / RUN, {name: getattr(self, name) for name in _FIELDS})
         except gorl.InputError:
             (self.directory / _CONFIG).unlink(missing_ok=True)
             raise
 
     def lengthen(self, config: gorl.Config) -> "Run":
-        """The same run with a longer config. One file changes, so a kill leaves either the old run or the new one.
-
-        **Raises:**
-
-        `gorl.InputError` if the config cannot be written; then the run stays as it was.
-        """
+        """The same run with a longer config. One file changes, so a kill leaves either the old run or the new one."""
         try:
             gorl.internal.write_whole(self.directory / _CONFIG, config.to_json())
         except OSError as error:
@@ -138,12 +114,7 @@ class Run:
         return dataclasses.replace(self, config=config)
 
     def check(self) -> None:
-        """Checks that the directory has not been moved, deleted or replaced.
-
-        **Raises:**
-
-        `GoneError` if it has.
-        """
+        """Raises `GoneError` if the directory has been moved, deleted or replaced."""
         try:
             found = (self.directory / RUN).read_text()
         except (FileNotFoundError, NotADirectoryError) as error:
@@ -174,12 +145,7 @@ class Run:
         return self.summary_file.exists() and self.summary()["env_steps"] == self.env_steps
 
     def summary(self) -> dict[str, Any]:
-        """What `summary.json` holds.
-
-        **Raises:**
-
-        `gorl.InputError` if it cannot be read.
-        """
+        """What `summary.json` holds."""
         try:
             return json.loads(self.summary_file.read_text())
         except (OSError, ValueError) as error:
@@ -208,12 +174,7 @@ class Run:
     # --- Checkpoints. ---
 
     def save(self, state: gorl.TrainState, note: dict[str, Any]) -> pathlib.Path:
-        """Writes a checkpoint.
-
-        **Raises:**
-
-        `OSError` if it cannot be written; older ones stay.
-        """
+        """Writes a checkpoint, and returns its path."""
         directory = self.directory / _CHECKPOINTS
         directory.mkdir(exist_ok=True)
         path = directory / f"{int(np.max(state.index)):08d}.eqx"
@@ -237,12 +198,7 @@ class Run:
     # --- Results. ---
 
     def policies(self) -> gorl.Policy:
-        """The best policies, one for each seed. It says so if the run is not finished, and they are the best so far.
-
-        **Raises:**
-
-        `gorl.InputError` if there are none yet.
-        """
+        """The best policies, one for each seed. It says so if the run is not finished, and they are the best so far."""
         if self.policies_file.exists():
             if not self.is_finished:
                 say("this run is not finished: these are the best policies of the shorter run that it continues")
@@ -259,22 +215,12 @@ class Run:
         return gorl.finish(self.config, state).policy
 
     def policy(self, seed: int | None) -> gorl.Policy:
-        """The best policy of one seed. Without a seed it takes the best one, or the first, and says which.
-
-        **Raises:**
-
-        `gorl.InputError` if there is none.
-        """
+        """The best policy of one seed. Without a seed it takes the best one, or the first, and says which."""
         index = self.index(self._best_seed() if seed is None else seed)
         return gorl.of_seed(self.policies(), index)
 
     def index(self, seed: int) -> int:
-        """The index of a seed on the axis of seeds.
-
-        **Raises:**
-
-        `gorl.InputError` if the run has no such seed.
-        """
+        """The index of a seed on the axis of seeds."""
         if seed not in self.seed_numbers:
             last = self.seed_numbers[-1]
             held = f"seed {last}" if self.seeds == 1 else f"seeds {self.first_seed} to {last}"
@@ -293,12 +239,7 @@ class Run:
         return int(best)
 
     def curve(self) -> list[dict[str, str]]:
-        """The rows of `curve.csv` so far.
-
-        **Raises:**
-
-        `gorl.InputError` if there are none.
-        """
+        """The rows of `curve.csv` so far."""
         try:
             with self.curve_file.open(newline="") as file:
                 return list(csv.DictReader(file))
@@ -313,12 +254,7 @@ class Run:
 
 
 def save(runs: Sequence[Run], state: gorl.TrainState, note: dict[str, Any]) -> None:
-    """Writes a checkpoint for each run from the state of all, and removes old ones.
-
-    **Raises:**
-
-    `OSError` if one cannot be written; then none is there.
-    """
+    """Writes a checkpoint for each run and removes old ones. If one cannot be written, there is none for any."""
     written: list[pathlib.Path] = []
     try:
         for run, part in zip(runs, _parts(state, len(runs)), strict=True):
@@ -332,22 +268,9 @@ def save(runs: Sequence[Run], state: gorl.TrainState, note: dict[str, Any]) -> N
 
 
 def restore(runs: Sequence[Run], configs: Sequence[gorl.Config]) -> tuple[gorl.TrainState, dict[str, Any]] | None:
-    """The state of all runs from their newest checkpoint that is undamaged, and its note.
+    """The state of all runs from their newest undamaged checkpoint, and its note; `None` if a run has none yet.
 
-    It says so if a checkpoint is damaged.
-
-    **Arguments:**
-
-    - `runs`: the runs. They have checkpoints at the same steps of the schedule.
-    - `configs`: their configs, or longer ones.
-
-    **Returns:**
-
-    `None` if a run has no checkpoint yet.
-
-    **Raises:**
-
-    `gorl.InputError` if every checkpoint is damaged, or the config has changed.
+    It says so if a checkpoint is damaged. The configs are those of the runs, or longer ones.
     """
     checkpoints = [{path.name: path for path in run.checkpoints()} for run in runs]
     if not all(checkpoints):
@@ -372,22 +295,9 @@ def restore(runs: Sequence[Run], configs: Sequence[gorl.Config]) -> tuple[gorl.T
 
 
 def try_to_write(runs: Sequence[Run], what: str, write: Callable[[], object], then: str) -> bool:
-    """Writes to the directories of runs, and says so if that fails.
+    """Writes to the directories of runs, and returns whether that worked. Raises `GoneError` if one is gone.
 
-    **Arguments:**
-
-    - `runs`: the runs.
-    - `what`: what is not written in that case, such as "no checkpoint".
-    - `write`: writes it.
-    - `then`: what happens in that case.
-
-    **Returns:**
-
-    Whether it was written.
-
-    **Raises:**
-
-    `GoneError` if a directory has been moved, deleted or replaced; then nothing is written.
+    If it fails, it says that `what` could be written, such as "no checkpoint", and what happens `then`.
     """
     for run in runs:
         run.check()
@@ -421,12 +331,7 @@ def _parts(state: gorl.TrainState, count: int) -> list[gorl.TrainState]:
 
 
 def read_description(directory: pathlib.Path, name: str) -> dict[str, Any]:
-    """What `run.json` or `sweep.json` holds.
-
-    **Raises:**
-
-    `gorl.InputError` if it is missing, unreadable or of a format that this version does not read.
-    """
+    """What `run.json` or `sweep.json` holds."""
     if not directory.is_dir():
         raise gorl.InputError(f"{directory} is no directory: give the directory of a run of gorl train.")
     text = _read(directory, name)
@@ -446,12 +351,7 @@ def read_description(directory: pathlib.Path, name: str) -> dict[str, Any]:
 
 
 def write_description(path: pathlib.Path, content: dict[str, Any]) -> None:
-    """Writes `run.json` or `sweep.json`.
-
-    **Raises:**
-
-    `gorl.InputError` if it cannot be written.
-    """
+    """Writes `run.json` or `sweep.json`."""
     content = {"format": _FORMAT, **content, "versions": versions()}
     try:
         gorl.internal.write_whole(path, json.dumps(content, indent=2) + "\n")
@@ -474,17 +374,7 @@ def damaged(path: pathlib.Path) -> gorl.InputError:
 
 
 def check_new(directory: pathlib.Path, is_named: bool) -> None:
-    """Checks that results can go to a directory.
-
-    **Arguments:**
-
-    - `directory`: the directory.
-    - `is_named`: whether a person named it, so that it must be empty; see [`make_directory`][].
-
-    **Raises:**
-
-    `gorl.InputError` if they cannot.
-    """
+    """Checks that results can go to a directory. A directory that a person named must be empty."""
     if is_named and directory.exists():
         if not directory.is_dir():
             raise gorl.InputError(f"--out {directory} is a file: give a directory.")
@@ -503,21 +393,7 @@ def check_new(directory: pathlib.Path, is_named: bool) -> None:
 
 
 def make_directory(directory: pathlib.Path, is_named: bool) -> pathlib.Path:
-    """Makes a directory for results.
-
-    **Arguments:**
-
-    - `directory`: the directory.
-    - `is_named`: whether a person named it. If not, and another process has taken the name, a number is added to it.
-
-    **Returns:**
-
-    The directory.
-
-    **Raises:**
-
-    `gorl.InputError` if it cannot be made.
-    """
+    """Makes a directory for results. If no person named it and another process took the name, it adds a number."""
     try:
         if is_named:
             directory.mkdir(parents=True, exist_ok=True)
@@ -543,12 +419,7 @@ def new_directory(*names: str) -> pathlib.Path:
 
 @contextlib.contextmanager
 def only_writer(directory: pathlib.Path) -> Iterator[None]:
-    """Keeps other processes from writing to a directory.
-
-    **Raises:**
-
-    `gorl.InputError` if another process writes to it.
-    """
+    """Keeps other processes from writing to a directory."""
     lock = filelock.FileLock(directory / _LOCK, mode=0o644)
     try:
         lock.acquire(blocking=False)

@@ -30,12 +30,7 @@ class Trial:
 
 
 def settings(options: Sequence[str]) -> dict[str, str]:
-    """The texts that `--set` gives, by the dotted name of the field.
-
-    **Raises:**
-
-    `gorl.InputError` for a text without a name, or a name that is given twice.
-    """
+    """The texts that `--set` gives, by the dotted name of the field."""
     found: dict[str, str] = {}
     for option in options:
         name, separator, text = option.partition("=")
@@ -48,12 +43,7 @@ def settings(options: Sequence[str]) -> dict[str, str]:
 
 
 def total_steps(text: str | None) -> int | None:
-    """The number that `--steps` gives.
-
-    **Raises:**
-
-    `gorl.InputError` if it gives none.
-    """
+    """The number that `--steps` gives."""
     if text is None:
         return None
     try:
@@ -68,12 +58,7 @@ def total_steps(text: str | None) -> int | None:
 def make_config(
     preset: gorl.Config, texts: Mapping[str, str], steps: str | None = None, stages: int | None = None
 ) -> gorl.Config:
-    """A preset, changed as `--set`, `--steps` and `--stages` ask for.
-
-    **Raises:**
-
-    `gorl.InputError` for an impossible value, or options that contradict each other.
-    """
+    """A preset, changed as `--set`, `--steps` and `--stages` ask for."""
     given = [option for option, value in (("--steps", steps), ("--stages", stages)) if value is not None]
     if given and "stage_steps" in texts:
         raise gorl.InputError(f"--set stage_steps says what {' and '.join(given)} would: leave one or the other out.")
@@ -86,12 +71,7 @@ def make_config(
 def trials(
     preset: gorl.Config, texts: Mapping[str, str], steps: str | None = None, stages: int | None = None
 ) -> list[Trial]:
-    """Every combination of the values that `--set` gives: with commas between them, or semicolons between tuples.
-
-    **Raises:**
-
-    As [`make_config`][] for each combination.
-    """
+    """Every combination of the values that `--set` gives: with commas between them, or semicolons between tuples."""
     columns = []
     for name, text in texts.items():
         is_tuple = ";" in text or isinstance(gorl.internal.parse(preset, name, text.partition(",")[0].strip()), tuple)

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, final
 
 import numpy as np
-import rich.table
 
 import gorl
 
@@ -20,6 +19,7 @@ from ._process import command, plain_console, plural
 from ._progress import finite_mean
 from ._run import SWEEP, Run, damaged, read_description, write_description
 from ._settings import Trial
+from ._tables import new_table
 from ._train import Job, OneRun, by_structure, table
 
 _DRAWN = 8  # runs in the picture
@@ -58,12 +58,7 @@ class Sweep(Job):
 
     @staticmethod
     def open(directory: pathlib.Path) -> "Sweep":
-        """The sweep in a directory.
-
-        **Raises:**
-
-        `gorl.InputError` if there is none, or a file is missing or unreadable.
-        """
+        """The sweep in a directory."""
         content = read_description(directory, SWEEP)
         try:
             names = {str(name): directory / str(place) for name, place in content["runs"].items()}
@@ -137,14 +132,12 @@ class Sweep(Job):
     ) -> None:
         best, values = self.runs[ranked[0]], self.values[ranked[0]]
         seeds = plural(best.seeds, "seed")
-        shown = rich.table.Table(
-            title=f"{best.method} on {best.config.env}: return of the best policies, {seeds} each", title_justify="left"
+        left = (f"seeds from {best.first_seed}", "run")
+        shown = new_table(
+            *(*values, "mean", gorl.internal.interval(returns[ranked[0]]).name, left[0], "diverged", left[1]),
+            title=f"{best.method} on {best.config.env}: return of the best policies, {seeds} each",
+            left=left,
         )
-        for column in (*values, "mean", gorl.internal.interval(returns[ranked[0]]).name):
-            shown.add_column(column, justify="right")
-        shown.add_column(f"seeds from {best.first_seed}")
-        shown.add_column("diverged", justify="right")
-        shown.add_column("run")
         for name in ranked:
             found = gorl.internal.interval(returns[name])
             diverged = len(summaries[name]["diverged_at"])
@@ -187,10 +180,6 @@ def open_job(directory: pathlib.Path, total_steps: int | None) -> Job:
 
     - `directory`: the directory.
     - `total_steps`: as for [`resume`][].
-
-    **Raises:**
-
-    `gorl.InputError` if there is none, or it cannot be resumed in this way.
     """
     if (directory / SWEEP).exists():
         if total_steps is not None:

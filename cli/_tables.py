@@ -1,5 +1,7 @@
 """The tables of `gorl train`, `gorl envs` and `gorl methods`."""
 
+from collections.abc import Collection
+
 import numpy as np
 import rich.table
 
@@ -10,13 +12,17 @@ from ._progress import finite_mean
 from ._run import Run
 
 
+def new_table(*columns: str, title: str | None = None, left: Collection[str] = ()) -> rich.table.Table:
+    """An empty table, whose columns are aligned to the right but for those in `left`."""
+    table = rich.table.Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column, justify="left" if column in left else "right")
+    return table
+
+
 def environment_table(found: dict[str, tuple[int, int]]) -> None:
     """Prints environments and their sizes."""
-    table = rich.table.Table()
-    table.add_column("environment", no_wrap=True)
-    table.add_column("family", no_wrap=True)
-    for size in ("observation", "action"):
-        table.add_column(size, justify="right")
+    table = new_table("environment", "family", "observation", "action", left=("environment", "family"))
     for name, sizes in found.items():
         table.add_row(name, gorl.internal.family(name), *map(str, sizes))
     plain_console().print(table)
@@ -24,13 +30,13 @@ def environment_table(found: dict[str, tuple[int, int]]) -> None:
 
 def method_table() -> None:
     """Prints the methods and their parts."""
-    table = rich.table.Table()
-    for column in ("method", "learner", "decoder"):
-        table.add_column(column, no_wrap=True)
-    table.add_column("what it is")
+    columns = ("method", "learner", "decoder", "what it is")
+    table = new_table(*columns, left=columns)
     for name, method in gorl.methods().items():
         decoder = type(method.decoder).__name__ if method.is_staged else ""
         table.add_row(name, type(method.learner).__name__, decoder, method.summary)
+    for column in table.columns[:-1]:
+        column.no_wrap = True
     plain_console().print(table)
 
 
@@ -40,13 +46,14 @@ def summary(run: Run, result: gorl.Result, wall_seconds: float) -> None:
     Means are over the seeds that have a return. A seed that diverged has none until its next stage begins.
     """
     config, console = run.config, plain_console()
-    table = rich.table.Table(title=f"{run.method} on {config.env}: return, mean over seeds", title_justify="left")
-    for column in ("stage", "env steps", "first", "best", "first / best before", "held-out loss", "epochs"):
-        table.add_column(column, justify="right")
     diverged_at = np.asarray(result.diverged_at)
     any_diverged = bool(np.any(diverged_at >= 0))
-    if any_diverged:
-        table.add_column("diverged")
+    table = new_table(
+        *("stage", "env steps", "first", "best", "first / best before", "held-out loss", "epochs"),
+        *["diverged"] * any_diverged,
+        title=f"{run.method} on {config.env}: return, mean over seeds",
+        left=("diverged",),
+    )
     returns = np.array([finite_mean(of_seeds) for of_seeds in np.asarray(result.curve.mean_return).T])
     stages, iterations = np.asarray(result.curve.stage[0]), np.asarray(result.curve.iterations[0])
     best_before = None

@@ -43,12 +43,7 @@ class Job(abc.ABC):
 
     @abc.abstractmethod
     def create(self) -> None:
-        """Writes what the job is, so that it can be resumed.
-
-        **Raises:**
-
-        `gorl.InputError` if it cannot be written.
-        """
+        """Writes what the job is, so that it can be resumed."""
 
     @property
     @abc.abstractmethod
@@ -57,19 +52,9 @@ class Job(abc.ABC):
 
     @abc.abstractmethod
     def finish(self, results: Sequence[tuple[Run, gorl.Result, float]]) -> int:
-        """Writes and shows the results of the job.
+        """Writes and shows the results of the job, and returns the exit code. Raises `OSError` if they are not written.
 
-        **Arguments:**
-
-        - `results`: of the runs that this process finished, each with its seconds.
-
-        **Returns:**
-
-        The exit code.
-
-        **Raises:**
-
-        `OSError` if they cannot be written.
+        `results` has the runs that this process finished, each with its result and its seconds.
         """
 
     def moved(self, directory: pathlib.Path) -> Self:
@@ -82,12 +67,7 @@ class Job(abc.ABC):
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
-        """Keeps other processes from writing to the job.
-
-        **Raises:**
-
-        `gorl.InputError` if another process does.
-        """
+        """Keeps other processes from writing to the job."""
         with contextlib.ExitStack() as stack:
             for directory in dict.fromkeys([self.directory, *(run.directory for run in self.runs.values())]):
                 if directory.exists():  # those of a new sweep are made later
@@ -129,21 +109,7 @@ class _Group:
 
 
 def begin(job: Job, is_named: bool) -> int:
-    """Trains a new job, shows its progress, and writes the results.
-
-    **Arguments:**
-
-    - `job`: the job.
-    - `is_named`: whether a person named its directory.
-
-    **Returns:**
-
-    The exit code of the process.
-
-    **Raises:**
-
-    `gorl.InputError` for bad input, before anything is compiled or written.
-    """
+    """Trains a new job, whose directory a person may have named, and returns the exit code of the process."""
     first = next(iter(job.runs.values()))
     if first.seeds < 1:
         raise gorl.InputError(f"--seeds must be at least 1, not {first.seeds}.")
@@ -169,20 +135,9 @@ def begin(job: Job, is_named: bool) -> int:
 
 
 def resume(job: Job, total_steps: int | None = None) -> int:
-    """Continues a job from its newest checkpoints, or beyond its end.
+    """Continues a job from its newest checkpoints, and returns the exit code of the process.
 
-    **Arguments:**
-
-    - `job`: the job.
-    - `total_steps`: environment steps of each seed in the whole run; `None` for as many as it has.
-
-    **Returns:**
-
-    The exit code of the process.
-
-    **Raises:**
-
-    `gorl.InputError` if it cannot continue; then nothing is compiled or written.
+    With `total_steps`, the environment steps of each seed in the whole run, it continues beyond its end.
     """
     check_loggers(next(iter(job.runs.values())).log)
     configs = {
@@ -196,19 +151,18 @@ def resume(job: Job, total_steps: int | None = None) -> int:
             f"the run in {job.directory} is finished: give --steps, and more of them than its {steps:,}, to go on."
         )
     with job.writing():
-        groups = []
+        parts = []
         for names in by_structure(left):
             runs = [job.runs[name] for name in names]
             config = batch([left[name] for name in names], runs[0].seeds)
             state, note = _restored(runs, [left[name] for name in names], total_steps)
             # This checks that the runs can continue.
             steps = gorl.iterate(config, jnp.tile(runs[0].keys, len(runs)) if state is None else state)
-            groups.append((names, config, steps, state, note))
-        lengthened = {
-            name: run if left.get(name, run.config) == run.config else run.lengthen(left[name])
-            for name, run in job.runs.items()
+            parts.append((names, config, steps, state, note))
+        runs = {
+            name: run if configs[name] == run.config else run.lengthen(configs[name]) for name, run in job.runs.items()
         }
-        return _train(job, [_Group({name: lengthened[name] for name in names}, *rest) for names, *rest in groups])
+        return _train(job, [_Group({name: runs[name] for name in names}, *rest) for names, *rest in parts])
 
 
 def _restored(
@@ -254,7 +208,7 @@ def batch(configs: Sequence[gorl.Config], seeds: int) -> gorl.Config:
 
 
 def _train(job: Job, groups: Sequence[_Group]) -> int:
-    """Trains one group of runs after the other, as long as the directories are where they were."""
+    """Trains one group of runs after the other, and returns the exit code of the process."""
     results: list[tuple[Run, gorl.Result, float]] = []
     try:
         for group in groups:
@@ -262,31 +216,30 @@ def _train(job: Job, groups: Sequence[_Group]) -> int:
             if isinstance(outcome, int):
                 return outcome
             results += outcome
-        return job.finish(results)
     except GoneError:
         say(
             f"{job.directory} has been moved, deleted or replaced, so the run stops. What it did since its newest "
             "checkpoint is lost. If it was moved, go on with gorl resume and its new directory; if it was deleted, "
             "begin a new run"
         )
+        return 1
+    try:
+        return job.finish(results)
     except OSError as error:
-        say(
-            f"the results could not be written to {job.directory} ({error.strerror}): {advice(error)}, and "
-            f"{command('gorl', 'resume', job.directory)}"
-        )
+        return _unwritten(job, error)
+
+
+def _unwritten(job: Job, error: OSError) -> int:
+    why = f"the results could not be written to {job.directory} ({error.strerror})"
+    say(f"{why}: {advice(error)}, and {command('gorl', 'resume', job.directory)}")
     return 1
 
 
 def _follow(job: Job, group: _Group) -> list[tuple[Run, gorl.Result, float]] | int:
     """Goes through the steps that are left, and writes checkpoints, curves and results.
 
-    **Returns:**
-
-    The results of each run and its seconds; or the exit code if a signal stopped it.
-
-    **Raises:**
-
-    `GoneError` if a directory is gone; `OSError` if the results cannot be written.
+    It returns the result and the seconds of each run, or an exit code if a signal stopped it or a disk is full. It
+    raises `GoneError` if a directory is gone.
     """
     runs, config, state = list(group.runs.values()), group.config, group.state
     seconds_before, wall_seconds = group.note.get("seconds", 0.0), list(group.note.get("wall_seconds", ()))
@@ -312,7 +265,7 @@ def _follow(job: Job, group: _Group) -> list[tuple[Run, gorl.Result, float]] | i
         loggers = [Loggers(run, of_run) for run, of_run in zip(runs, so_far, strict=True)]
         for logger in loggers:
             stack.callback(logger.close)
-        progress = stack.enter_context(Progress(runs[0].config, _title(job, group), _seed_names(group)))
+        progress = stack.enter_context(_progress(job, group))
         for step, state in group.steps:
             jax.block_until_ready(state.index)
             is_saved = False
@@ -337,7 +290,10 @@ def _follow(job: Job, group: _Group) -> list[tuple[Run, gorl.Result, float]] | i
     assert state is not None
     if not is_saved:
         checkpoint(state, "gorl resume --steps would go on from the one before")
-    return _write_results(runs, gorl.finish(config, state), rows(state), clock())
+    try:
+        return _write_results(runs, gorl.finish(config, state), rows(state), clock())
+    except OSError as error:
+        return _unwritten(job, error)
 
 
 def _write_results(
@@ -363,16 +319,12 @@ def _write_results(
     return written
 
 
-def _title(job: Job, group: _Group) -> str:
-    run = next(iter(group.runs.values()))
+def _progress(job: Job, group: _Group) -> Progress:
+    run, *others = group.runs.values()
     seeds = plural(run.seeds, "seed")
-    if len(job.runs) > 1:
-        seeds = f"{plural(len(group.runs), 'setting')}, {seeds} each"
-    return f"{run.method} on {run.config.env}: {seeds}"
-
-
-def _seed_names(group: _Group) -> list[str]:
-    return [f"{name}, seed {seed}".removeprefix(", ") for name, run in group.runs.items() for seed in run.seed_numbers]
+    title = f"{plural(1 + len(others), 'setting')}, {seeds} each" if len(job.runs) > 1 else seeds
+    names = [f"{name}, seed {seed}".removeprefix(", ") for name in group.runs for seed in run.seed_numbers]
+    return Progress(run.config, f"{run.method} on {run.config.env}: {title}", names)
 
 
 def curve_rows(runs: Sequence[Run], state: gorl.TrainState, wall_seconds: list[float]) -> list[list[Row]]:
@@ -384,9 +336,8 @@ def curve_rows(runs: Sequence[Run], state: gorl.TrainState, wall_seconds: list[f
     metrics = {name: np.asarray(metric) for name, metric in state.metrics.items()}
 
     def row(index: int, seed: int, evaluation: int) -> Row:
-        iterations = int(points.iterations[evaluation])
-        of_seed, at = returns[index, evaluation], diverged_at[index]
-        has_diverged = 0 <= at <= iterations
+        iterations, at = int(points.iterations[evaluation]), int(diverged_at[index])
+        of_seed, has_diverged = returns[index, evaluation], 0 <= at <= iterations
         return {
             "seed": seed,
             "stage": int(points.stage[evaluation]),
@@ -396,19 +347,16 @@ def curve_rows(runs: Sequence[Run], state: gorl.TrainState, wall_seconds: list[f
             "return_std": float(of_seed.std()),
             "return_min": float(of_seed.min()),
             "return_max": float(of_seed.max()),
-            "diverged_at": int(at) * config.steps_per_iteration if has_diverged else "",
+            "diverged_at": at * config.steps_per_iteration if has_diverged else "",
             "divergence": divergence[index] if has_diverged else "",
             **{name: float(values[index, evaluation]) for name, values in metrics.items()},
         }
 
-    return [
-        [
-            row(place * run.seeds + index, seed, evaluation)
-            for evaluation in range(len(wall_seconds))
-            for index, seed in enumerate(run.seed_numbers)
-        ]
-        for place, run in enumerate(runs)
-    ]
+    def of_run(first: int, run: Run) -> list[Row]:
+        seeds = list(enumerate(run.seed_numbers, first))
+        return [row(index, seed, evaluation) for evaluation in range(len(wall_seconds)) for index, seed in seeds]
+
+    return [of_run(place * run.seeds, run) for place, run in enumerate(runs)]
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -151,6 +151,34 @@ def test_what_is_set_by_hand_goes_before_what_follows_from_the_steps(command, tm
 
 
 @pytest.mark.usefixtures("not_followed")
+def test_config_prints_the_config_that_train_would_train(command, tmp_path):
+    small = [option for option in SMALL if "stage_steps" not in option]
+    options = ["MultiGoal", "--method", "gorl-diffusion", "--scale", "paper", "--steps", 6000, "--stages", 3, *small]
+    code, output, error = command("config", *options)
+    assert (code, error) == (0, "")
+    assert command("train", *options, "--out", tmp_path / "run")[0] == 0
+    assert output == (tmp_path / "run" / "config.json").read_text()
+    config = gorl.Config.from_json(output)
+    assert config.stage_steps == (2000, 2000, 2000)
+    assert isinstance(config.decoder, gorl.Diffusion)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["PointMass", "--method", "gorl-flo"], "'gorl-flow'"),
+        (["PointMass", "--set", "learner.clip_epsilon=0"], "learner.clip_epsilon must be a number above 0"),
+        (["PointMass", "--steps", "100"], "shorter than one iteration"),
+    ],
+)
+def test_a_config_that_cannot_be_is_one_sentence(command, arguments, sentence):
+    code, output, error = command("config", *arguments)
+    assert (code, output) == (2, "")
+    assert sentence in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.usefixtures("not_followed")
 def test_runs_that_begin_at_the_same_moment_have_directories_of_their_own(command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("time.strftime", lambda *_: "20261125-120000")
