@@ -47,7 +47,7 @@ SetSeveral = Annotated[
     ),
 ]
 RunDirectory = Annotated[pathlib.Path, typer.Argument(metavar="RUN", help="The directory of a run.")]
-PolicySeed = Annotated[int | None, typer.Option("--seed", help="The seed whose policy is taken.")]
+PolicySeed = Annotated[int | None, typer.Option("--seed", help="The seed of the policy; by default the best one.")]
 EpisodeKey = Annotated[int, typer.Option("--key", help="Decides the start states and every random draw.")]
 Stochastic = Annotated[bool, typer.Option("--stochastic", help="Sample latents instead of taking the mode.")]
 

@@ -1,4 +1,4 @@
-"""What the environment tells JAX before it is imported: where compiled programs are kept, and the number of devices."""
+"""The environment variables that JAX reads: the directory of compiled programs, and the number of devices."""
 
 import importlib.util
 import os

@@ -211,7 +211,7 @@ def action_density(
 
 
 def num_modes(density: Float[np.ndarray, " grid"], values: Float[np.ndarray, " actions"]) -> int:
-    """The number of peaks of [`action_density`][] that rise above the valleys beside them by five standard errors.
+    """The number of peaks of [`action_density`][] that rise above their valleys by five standard errors.
 
     The estimate of a density `f` from `n` actions, with kernels of standard deviation `w`, has about the variance
     `f / (2 n w sqrt(π))`. The variance of its square root is therefore the same everywhere. So a small peak counts as

@@ -21,7 +21,7 @@ _LATEST = 20  # steps of a phase from which its speed is estimated
 
 
 class Progress:
-    """Shows the progress of a run with a title, whose seeds have names. A context manager."""
+    """Shows the progress of a run under a title, with a name for each seed. A context manager."""
 
     def __init__(self, config: gorl.Config, title: str, names: Sequence[str]):
         self._config = config

@@ -97,7 +97,7 @@ def can_draw(name: str) -> bool:
 
 
 def encode(film: gorl.Film, suffix: str) -> bytes:
-    """The content of a file with a film, whose episodes are side by side; in a `.png` each is a row of frames."""
+    """The content of a file with a film. Its episodes are side by side; in a `.png` each is a row of frames."""
     return {".mp4": _mp4, ".gif": _gif, ".png": _png}[suffix](film)
 
 

@@ -28,7 +28,7 @@ _FORMAT = 2
 _OLDEST_FORMAT = 2  # gorl reads every format from this one on
 RUN, SWEEP = "run.json", "sweep.json"
 _CONFIG, _CHECKPOINTS, _LOCK = "config.json", "checkpoints", ".lock"
-_KEPT = 2  # checkpoints of a run that is not finished
+_NUM_CHECKPOINTS = 2  # of a run that is not finished
 # The fields of a run that `run.json` holds, and their types.
 _FIELDS: dict[str, Callable[[Any], Any]] = {
     "method": str,
@@ -58,7 +58,7 @@ class Run:
     - `directory`: holds every file of the run.
     - `config`: the config.
     - `method`: the name of the method.
-    - `first_seed`, `seeds`: the run has so many seeds, from the first one on.
+    - `first_seed`, `seeds`: the first seed, and the number of seeds.
     - `checkpoint_interval`: seconds between two checkpoints.
     - `log`: the names of the loggers.
     - `identifier`: tells the run from all others.
@@ -77,7 +77,7 @@ class Run:
     def open(directory: pathlib.Path) -> "Run":
         """The run in a directory."""
         if (directory / SWEEP).exists():
-            raise gorl.InputError(f"{directory} is a sweep: give the directory of one of its runs, which lie in it.")
+            raise gorl.InputError(f"{directory} is a sweep: give the directory of one of its runs.")
         content = read_description(directory, RUN)
         text = _read(directory, _CONFIG)
         try:
@@ -181,7 +181,7 @@ class Run:
         gorl.save_state(path, state, self.config, note)
         return path
 
-    def keep_newest_checkpoints(self, count: int = _KEPT) -> None:
+    def keep_newest_checkpoints(self, count: int = _NUM_CHECKPOINTS) -> None:
         """Removes all checkpoints but the newest ones."""
         for path in self.checkpoints()[:-count]:
             path.unlink(missing_ok=True)
@@ -198,7 +198,7 @@ class Run:
     # --- Results. ---
 
     def policies(self) -> gorl.Policy:
-        """The best policies, one for each seed. It says so if the run is not finished, and they are the best so far."""
+        """The best policies, one for each seed. If the run is not finished, it says so and takes the best so far."""
         if self.policies_file.exists():
             if not self.is_finished:
                 say("this run is not finished: these are the best policies of the shorter run that it continues")
@@ -297,7 +297,7 @@ def restore(runs: Sequence[Run], configs: Sequence[gorl.Config]) -> tuple[gorl.T
 def try_to_write(runs: Sequence[Run], what: str, write: Callable[[], object], then: str) -> bool:
     """Writes to the directories of runs, and returns whether that worked. Raises `GoneError` if one is gone.
 
-    If it fails, it says that `what` could be written, such as "no checkpoint", and what happens `then`.
+    If it fails, it prints a sentence: `what`, such as "no checkpoint", begins it, and `then` ends it.
     """
     for run in runs:
         run.check()

@@ -15,7 +15,7 @@ class Trial:
 
     **Arguments:**
 
-    - `values`: of the fields of which the sweep tries several values, as a person typed them.
+    - `values`: the values of the fields that differ between settings, as a person typed them.
     - `config`: the config.
     """
 

@@ -33,9 +33,9 @@ class Sweep(Job):
 
     **Arguments:**
 
-    - `values`: of each run, the fields that differ between the runs, as a person typed them.
-    - `texts`: all that `--set` gave.
-    - `options`: the other options with which `gorl train` would train one of them.
+    - `values`: for each run, the values of the fields that differ between runs, as a person typed them.
+    - `texts`: everything that `--set` gave.
+    - `options`: the other options that `gorl train` needs to train one of them.
     """
 
     values: Mapping[str, Mapping[str, str]]
@@ -46,7 +46,7 @@ class Sweep(Job):
     def of(
         directory: pathlib.Path, trials: Sequence[Trial], run: Run, texts: Mapping[str, str], options: Sequence[str]
     ) -> "Sweep":
-        """A new sweep, whose runs are like `run` but for the config."""
+        """A new sweep with a run for each trial. All but the config and the directory is that of `run`."""
         runs = {}
         for index, trial in enumerate(trials):
             words = re.sub(r"[^\w.=+-]+", "-", trial.name)[:_NAME]
@@ -99,7 +99,7 @@ class Sweep(Job):
         return all(file.exists() for file in files) and all(run.is_finished for run in self.runs.values())
 
     def finish(self, results: Sequence[tuple[Run, gorl.Result, float]]) -> int:
-        # All is read from the files of the runs, of which an earlier process may have finished some.
+        # An earlier process may have finished some runs, so everything comes from their files.
         summaries = {name: run.summary() for name, run in self.runs.items()}
         returns = {name: _returns(summary) for name, summary in summaries.items()}
         ranked = sorted(self.runs, key=lambda name: _rank(returns[name]), reverse=True)

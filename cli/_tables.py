@@ -13,7 +13,7 @@ from ._run import Run
 
 
 def new_table(*columns: str, title: str | None = None, left: Collection[str] = ()) -> rich.table.Table:
-    """An empty table, whose columns are aligned to the right but for those in `left`."""
+    """An empty table. Its columns are aligned to the right, those in `left` to the left."""
     table = rich.table.Table(title=title, title_justify="left")
     for column in columns:
         table.add_column(column, justify="left" if column in left else "right")

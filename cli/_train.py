@@ -24,7 +24,7 @@ from ._progress import Progress
 from ._run import GoneError, Run, check_new, make_directory, only_writer, restore, save, try_to_write, versions
 from ._tables import summary
 
-DIVERGED = 3  # the exit code of a run of which a seed diverged
+DIVERGED = 3  # the exit code if a seed diverged
 _TRY_AGAIN = "the run goes on, and tries again later"
 
 
@@ -99,7 +99,7 @@ class OneRun(Job):
 
 @dataclasses.dataclass(frozen=True)
 class _Group:
-    """Runs whose configs have one structure. They train side by side, in programs that are compiled once."""
+    """Runs with configs of one structure. They train side by side, in programs that are compiled once."""
 
     runs: Mapping[str, Run]
     config: gorl.Config
@@ -109,7 +109,7 @@ class _Group:
 
 
 def begin(job: Job, is_named: bool) -> int:
-    """Trains a new job, whose directory a person may have named, and returns the exit code of the process."""
+    """Trains a new job and returns the exit code of the process. If a person named its directory, it must be empty."""
     first = next(iter(job.runs.values()))
     if first.seeds < 1:
         raise gorl.InputError(f"--seeds must be at least 1, not {first.seeds}.")
@@ -284,8 +284,8 @@ def _follow(job: Job, group: _Group) -> list[tuple[Run, gorl.Result, float]] | i
             if stop.exit_code is not None:
                 break
     if stop.exit_code is not None:
-        kept = "stopped" if is_saved else "stopped, and the latest steps could not be saved"
-        say(f"{kept}; go on with: {command('gorl', 'resume', job.directory)}")
+        what = "stopped" if is_saved else "stopped, and the latest steps could not be saved"
+        say(f"{what}; go on with: {command('gorl', 'resume', job.directory)}")
         return stop.exit_code
     assert state is not None
     if not is_saved:

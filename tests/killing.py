@@ -14,7 +14,7 @@ import time
 
 from quick import quick_environment
 
-# Stages of a second or two, so that there is time to be killed in; a checkpoint after each chunk.
+# Stages of a second or two, so that there is time to be killed in; a checkpoint after each step of the schedule.
 SMALL = [
     "--set=learner.num_envs=16",
     "--set=learner.unroll_length=5",

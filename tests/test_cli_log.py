@@ -1,10 +1,12 @@
 """The loggers of `gorl train --log`."""
 
 import contextlib
+import dataclasses
 import importlib.util
 import json
 import resource
 import threading
+import uuid
 
 import numpy as np
 import pytest
@@ -82,20 +84,28 @@ def records(path):
         position += 7 + size
 
 
-def test_weights_and_biases_works_offline(run_that_logs, monkeypatch):
+def test_weights_and_biases_works_offline_and_for_the_runs_of_a_sweep_side_by_side(run_that_logs, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    run = run_that_logs("wandb")
-    log(run, ROWS)
+    runs = [run_that_logs("wandb", name=name) for name in ("one", "other")]
+    other_rows = [row | {"return_mean": row["return_mean"] + 1} for row in ROWS]
+    both = [Loggers(run, []) for run in runs]
+    for begin in range(0, len(ROWS), 3):
+        for loggers, rows in zip(both, (ROWS, other_rows), strict=True):
+            loggers.write(rows[begin : begin + 3])
+    for loggers in both:
+        loggers.close()
     wandb.teardown()  # as at the end of a process: its service has written everything then
-    (path,) = run.directory.glob("wandb/offline-run-*/*.wandb")
-    history = [
-        {item.key or "/".join(item.nested_key): item.value_json for item in record.history.item}
-        for record in records(path)
-        if record.HasField("history")
-    ]
-    assert [json.loads(row["seed_6/return_mean"]) for row in history] == [600.0, 1400.0, 2200.0]
-    assert [json.loads(row["env_steps"]) for row in history] == [0, 800, 1600]
+    for run, more in zip(runs, (0, 1), strict=True):
+        (path,) = run.directory.glob("wandb/offline-run-*/*.wandb")
+        history = [
+            {item.key or "/".join(item.nested_key): item.value_json for item in record.history.item}
+            for record in records(path)
+            if record.HasField("history")
+        ]
+        means = [json.loads(row["seed_6/return_mean"]) for row in history]
+        assert means == [600.0 + more, 1400.0 + more, 2200.0 + more]
+        assert [json.loads(row["env_steps"]) for row in history] == [0, 800, 1600]
 
 
 @contextlib.contextmanager
@@ -144,9 +154,8 @@ def test_a_logger_that_is_not_installed(name, command, tmp_path, monkeypatch):
 
 @pytest.fixture
 def run_that_logs(finished_run, tmp_path):
-    import dataclasses
-
-    def make(*log):
-        return dataclasses.replace(finished_run, directory=tmp_path, log=log)
+    def make(*log, name="run"):
+        (tmp_path / name).mkdir()
+        return dataclasses.replace(finished_run, directory=tmp_path / name, log=log, identifier=uuid.uuid4().hex)
 
     return make
