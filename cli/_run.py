@@ -38,6 +38,7 @@ _FIELDS: dict[str, Callable[[Any], Any]] = {
     "log": tuple,
     "identifier": str,
 }
+_COPY = "copy it to another disk and go on there"
 # The results of a run depend on these as well.
 _PACKAGES = (
     *("gorl", "jax", "jaxlib", "equinox", "optax", "diffrax", "numpy"),
@@ -94,11 +95,7 @@ class Run:
 
     def create(self) -> None:
         """Makes the directory, and writes what the run is."""
-        try:
-            self.directory.mkdir(exist_ok=True)
-            gorl.internal.write_whole(self.directory / _CONFIG, self.config.to_json())
-        except OSError as error:
-            raise _unwritable_out(self.directory, error) from error
+        _write(self.directory / _CONFIG, self.config.to_json(), f"--out {self.directory}")
         try:
             write_description(self.directory / RUN, {name: getattr(self, name) for name in _FIELDS})
         except gorl.InputError:
@@ -107,10 +104,7 @@ class Run:
 
     def lengthen(self, config: gorl.Config) -> "Run":
         """The same run with a longer config. One file changes, so a kill leaves either the old run or the new one."""
-        try:
-            gorl.internal.write_whole(self.directory / _CONFIG, config.to_json())
-        except OSError as error:
-            raise _unwritable(f"the run in {self.directory}", error) from error
+        _write(self.directory / _CONFIG, config.to_json(), f"the run in {self.directory}", _COPY)
         return dataclasses.replace(self, config=config)
 
     def check(self) -> None:
@@ -353,10 +347,7 @@ def read_description(directory: pathlib.Path, name: str) -> dict[str, Any]:
 def write_description(path: pathlib.Path, content: dict[str, Any]) -> None:
     """Writes `run.json` or `sweep.json`."""
     content = {"format": _FORMAT, **content, "versions": versions()}
-    try:
-        gorl.internal.write_whole(path, json.dumps(content, indent=2) + "\n")
-    except OSError as error:
-        raise _unwritable_out(path.parent, error) from error
+    _write(path, json.dumps(content, indent=2) + "\n", f"--out {path.parent}")
 
 
 def _read(directory: pathlib.Path, name: str) -> str:
@@ -426,23 +417,24 @@ def only_writer(directory: pathlib.Path) -> Iterator[None]:
     except filelock.Timeout as error:
         raise gorl.InputError(f"another process writes to {directory}: wait until it ends, or stop it.") from error
     except OSError as error:
-        raise _unwritable(str(directory), error) from error
+        raise _unwritable(str(directory), error, _COPY) from error
     try:
         yield
     finally:
         lock.release()
 
 
-def _unwritable_out(directory: pathlib.Path, error: OSError) -> gorl.InputError:
-    return gorl.InputError(
-        f"--out {directory} cannot be written ({error.strerror}): {advice(error)}, or give another directory."
-    )
+def _write(path: pathlib.Path, content: str, what: str, otherwise: str = "give another directory") -> None:
+    """Writes a file, or raises an error that calls it `what`."""
+    try:
+        path.parent.mkdir(exist_ok=True)
+        gorl.internal.write_whole(path, content)
+    except OSError as error:
+        raise _unwritable(what, error, otherwise) from error
 
 
-def _unwritable(what: str, error: OSError) -> gorl.InputError:
-    return gorl.InputError(
-        f"{what} cannot be written ({error.strerror}): {advice(error)}, or copy it to another disk and go on there."
-    )
+def _unwritable(what: str, error: OSError, otherwise: str) -> gorl.InputError:
+    return gorl.InputError(f"{what} cannot be written ({error.strerror}): {advice(error)}, or {otherwise}.")
 
 
 @functools.cache
