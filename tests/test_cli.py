@@ -153,13 +153,13 @@ def test_what_is_set_by_hand_goes_before_what_follows_from_the_steps(command, tm
 @pytest.mark.usefixtures("not_followed")
 def test_config_prints_the_config_that_train_would_train(command, tmp_path):
     small = [option for option in SMALL if "stage_steps" not in option]
-    options = ["MultiGoal", "--method", "gorl-diffusion", "--scale", "paper", "--steps", 6000, "--stages", 3, *small]
+    options = ["MultiGoal", "--method", "gorl-diffusion", "--scale", "paper", "--steps", "6e4", "--stages", 3, *small]
     code, output, error = command("config", *options)
     assert (code, error) == (0, "")
     assert command("train", *options, "--out", tmp_path / "run")[0] == 0
     assert output == (tmp_path / "run" / "config.json").read_text()
     config = gorl.Config.from_json(output)
-    assert config.stage_steps == (2000, 2000, 2000)
+    assert config.stage_steps == (24_000, 24_000, 12_000)
     assert isinstance(config.decoder, gorl.Diffusion)
 
 
