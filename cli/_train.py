@@ -146,7 +146,11 @@ def resume(job: Job, total_steps: int | None = None) -> int:
     }
     left = {name: configs[name] for name, run in job.runs.items() if not run.is_finished or configs[name] != run.config}
     if not left and job.is_finished:
-        steps = sum(next(iter(configs.values())).stage_steps)
+        if not isinstance(job, OneRun):
+            raise gorl.InputError(
+                f"the sweep in {job.directory} is finished: give --steps and one of its runs to go on."
+            )
+        steps = sum(job.runs[""].config.stage_steps)
         raise gorl.InputError(
             f"the run in {job.directory} is finished: give --steps, and more of them than its {steps:,}, to go on."
         )

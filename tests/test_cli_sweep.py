@@ -280,7 +280,7 @@ def test_a_finished_sweep(unbroken, cache, command, tmp_path):
     out = shutil.copytree(unbroken, tmp_path / "sweep")
     code, _, error = command("resume", out)
     assert code == 2
-    assert "is finished" in error
+    assert "is finished: give --steps and one of its runs to go on" in error
     assert "give the directory of one of its runs" in command("resume", out, "--steps", 5000)[2]
     assert "is a sweep: give the directory of one of its runs" in command("eval", out)[2]
     # The table and the picture come back if only they are missing.
