@@ -301,11 +301,11 @@ class REPPO(AbstractLearner[REPPOState]):
         observation, latent, next_observation = (leaf.reshape(-1, leaf.shape[-1]) for leaf in steps)
         next_latent, next_divergence = self._draw(learner_state.encoder, next_observation, key)
         next_value = self._values(learner_state.critic, learner_state.encoder.statistics, next_observation, next_latent)
-        # A next step also pays for how far its latent strays from the prior.
-        next_value = next_value - jnp.exp(learner_state.log_temperature) * next_divergence
         reward = self.reward_scale * experience.reward
+        # A step also pays for how far the next latent strays from the prior.
+        cost = self.discount * jnp.exp(learner_state.log_temperature) * next_divergence.reshape(shape)
         target = lambda_returns(
-            reward,
+            reward - jnp.where(experience.terminated, 0.0, cost),
             next_value.reshape(shape),
             experience.terminated,
             experience.truncated,
