@@ -290,6 +290,9 @@ def from_dict(kind: type[Group], data: Any, prefix: str = "") -> Group:
         if name not in fields:
             raise unknown_name(f"field of {kind.__name__}", name, fields)
         values[name] = _restored(fields[name], value, prefix)
+    for name, field in fields.items():
+        if name not in values and field.default is dataclasses.MISSING:
+            raise InputError(f"{where} has no {prefix}{name}: give it one.")
     return kind(**values)
 
 

@@ -145,7 +145,7 @@ def test_without_onnx_an_onnx_is_refused_before_anything_is_computed(
 
 def test_several_policies_leave_no_file(make_policy, tmp_path):
     several = jax.tree.map(lambda leaf: leaf[None], make_policy(3, 2, plain=True))
-    with pytest.raises(gorl.InputError, match="one is taken at a time"):
+    with pytest.raises(gorl.InputError, match="and one is needed"):
         export(several, tmp_path / "policy", "latent")
     assert names(tmp_path) == []
 
