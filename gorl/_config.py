@@ -1,7 +1,7 @@
 """What a run is: pure data."""
 
 import json
-from typing import Any
+from typing import Any, final
 
 import equinox as eqx
 import jax
@@ -19,6 +19,7 @@ def _env_config(env: Any) -> EnvConfig:
     return env if isinstance(env, EnvConfig) else EnvConfig(env)
 
 
+@final
 class Config(eqx.Module):
     """Everything that decides a run but its random key.
 

@@ -1,5 +1,7 @@
 """A policy: an encoder that chooses a latent, and a decoder that turns it into an action."""
 
+from typing import final
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,7 @@ from ._shapes import check_vector
 from ._types import RandomKey
 
 
+@final
 class StagedDecoder(AbstractDecoder):
     """A decoder that is the identity until it has been fitted.
 
@@ -44,6 +47,7 @@ class StagedDecoder(AbstractDecoder):
         return self.decoder.loss(observation, latent, action, key)
 
 
+@final
 class Policy(eqx.Module):
     """`π(action | observation) = ∫ decoder(action | observation, latent) encoder(latent | observation) dlatent`.
 

@@ -1,5 +1,7 @@
 """Proximal policy optimisation of a Gaussian encoder."""
 
+from typing import final
+
 import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -12,6 +14,7 @@ from ._clipped import AbstractClippedLearner, PolicyTerms
 from ._encoder import GaussianEncoder
 
 
+@final
 class PPO(AbstractClippedLearner):
     """Proximal policy optimisation of a Gaussian encoder, with the values of the GoRL paper.
 

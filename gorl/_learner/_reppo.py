@@ -1,7 +1,7 @@
 """Relative entropy pathwise policy optimisation: on-policy, with gradients through a categorical critic."""
 
 import math
-from typing import Any
+from typing import Any, final
 
 import equinox as eqx
 import jax
@@ -30,13 +30,13 @@ _CONFIDENCE = 40.0  # of a fresh critic, in nats, that every value is 0
 
 
 class Critic(eqx.Module):
-    """A distribution over the value of an observation and a latent.
+    """A categorical distribution over the value of an observation and a latent.
 
     **Attributes:**
 
-    - `trunk`: makes features of both.
-    - `head`: makes logits of bins of the features.
-    - `outlook`: makes of the features those of the next step, and the reward; `None` where that is not learned.
+    - `trunk`: maps both to features.
+    - `head`: maps features to logits of the bins.
+    - `auxiliary_head`: predicts the features of the next step and the reward; `None` without the auxiliary loss.
     """
 
     trunk: eqx.nn.MLP
@@ -75,6 +75,7 @@ class Batch(eqx.Module):
     target: Float[Array, " batch"]
 
 
+@final
 class REPPO(AbstractLearner[REPPOState]):
     """Relative entropy pathwise policy optimisation of a Gaussian encoder, with the values of its paper.
 
@@ -107,9 +108,9 @@ class REPPO(AbstractLearner[REPPOState]):
     - `max_gradient_norm`: gradients of a greater global norm are scaled down to it.
     - `discount`, `trace_decay`: γ and λ.
     - `reward_scale`: multiplies rewards before anything is learned from them.
-    - `lowest_value`, `highest_value`: the range of the critic's bins; `None` for what rewards between -0.1 and 1.2 add
-        up to, after scaling. The metric `out_of_range` says how many values lie outside.
-    - `auxiliary_loss_coefficient`: weight of the error of the outlook.
+    - `lowest_value`, `highest_value`: the range of the critic's bins; `None` for the discounted sums of rewards from
+        -0.1 to 1.2, after scaling. The metric `out_of_range` is the share of targets outside.
+    - `auxiliary_loss_coefficient`: weight of the auxiliary loss.
     - `target_divergence`: where KL(encoder ‖ prior) is to settle, in nats per dimension. An entropy of -0.5 per
         dimension is 1.19 with `on_actions`.
     - `initial_temperature`: weight α of the divergence from the prior.
@@ -240,7 +241,7 @@ class REPPO(AbstractLearner[REPPOState]):
             )
         if not self.auxiliary_loss and np.any(np.asarray(self.auxiliary_loss_coefficient) > 0):
             raise InputError(
-                "learner.auxiliary_loss_coefficient is above 0, and the critic has no outlook to learn: set "
+                "learner.auxiliary_loss_coefficient is above 0, and the critic has no auxiliary head: set "
                 "learner.auxiliary_loss to true."
             )
 

@@ -1,7 +1,7 @@
 """Soft actor-critic in the latent space: off-policy, with a replay buffer."""
 
 import dataclasses
-from typing import Any
+from typing import Any, final
 
 import equinox as eqx
 import flashbax
@@ -55,6 +55,7 @@ class SACState(eqx.Module):
     num_seen: Array
 
 
+@final
 class SAC(AbstractLearner[SACState]):
     """Soft actor-critic of a Gaussian encoder, with the values of the GoRL paper.
 
@@ -86,8 +87,8 @@ class SAC(AbstractLearner[SACState]):
     - `target_divergence`: where KL(encoder ‖ prior) is to settle, in nats per dimension. The usual target entropy of -1
         per dimension is 1.69 with `on_actions`.
     - `learning_starts`: steps of experience in a stage before the first gradient step.
-    - `encoder_starts`: steps of experience in a stage before the first gradient step of encoder and temperature, if that
-        is later. Until then fresh critics learn the values of latents from the prior. Before they have, they only lead
+    - `encoder_starts`: the same before the first gradient step of the encoder and the temperature, if that is later.
+        Until then fresh critics learn the values of latents from the prior. Before they have, they only lead
         the encoder away from what the decoder does well.
     - `memory_limit`: the largest replay buffer allowed, in MiB. Every seed has a buffer of its own.
 
@@ -235,7 +236,7 @@ class SAC(AbstractLearner[SACState]):
         def policy_loss(trainable: PyTree) -> tuple[Float[Array, ""], tuple[Array, Array]]:
             encoder = eqx.combine(trainable, rest)
             latent, divergence = self._draw(encoder, batch.observation, latent_key)
-            # Not jnp.min: its gradient divides by the number of entries that equal the result, which rounding can make 0.
+            # Not jnp.min: its gradient divides by the number of entries that equal the result, which may be 0.
             value = jnp.minimum(*self._values(critics, learner_state.encoder, batch.observation, latent))
             return jnp.mean(temperature * divergence - value), (divergence, value)
 
