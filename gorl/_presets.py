@@ -148,8 +148,8 @@ _LAPTOP = (
         learner=SAC,
         staged=True,
     ),
-    # REPPO learns from whole episodes. A layer norm in the critic costs half of CheetahRun's return after a million
-    # steps, and so do eight epochs or faster duals.
+    # CheetahRun, one seed each: 546 after 1.25 million steps; with a layer norm in the critic as well 338. Without any
+    # norm 583 after two million; then with eight epochs 501, and with the duals at 1e-3 426.
     _Rule(
         {
             "env.training_length": None,
