@@ -241,7 +241,9 @@ def test_a_decoder_for_a_learner_of_actions_is_refused(kind, decoder):
 
 def test_a_decoder_for_ppo_on_actions_is_refused():
     with pytest.raises(gorl.InputError, match="PPO learns actions themselves here, and takes no FlowMatching decoder"):
-        gorl.Config("PointMass", learner=small(PPO, on_actions=True), decoder=gorl.FlowMatching(), stage_steps=(10_000,))
+        gorl.Config(
+            "PointMass", learner=small(PPO, on_actions=True), decoder=gorl.FlowMatching(), stage_steps=(10_000,)
+        )
 
 
 @pytest.mark.parametrize("kind", LEARNERS)
