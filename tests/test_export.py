@@ -279,7 +279,7 @@ def test_a_misspelt_draw_is_refused(policies, export):
 @pytest.mark.parametrize("export", KINDS.values())
 def test_several_policies_are_refused(policies, export):
     several = jax.tree.map(lambda leaf: jnp.stack([leaf] * 4), policies[DRAWN, "ppo"])
-    with pytest.raises(gorl.InputError, match=r"of shape \(4,\), and one is taken .* gorl\.of_seed\(policies, 0\)"):
+    with pytest.raises(gorl.InputError, match=r"of shape \(4,\), and one is needed: .* gorl\.of_seed\(policies, 0\)"):
         export(several)
     export(gorl.of_seed(several, 0))  # as the sentence says
 
