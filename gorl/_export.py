@@ -51,7 +51,7 @@ def export_stablehlo(policy: Policy, draw: str = "latent") -> bytes:
     return bytes(exported.serialize())
 
 
-def export_onnx(policy: Policy, draw: str = "latent") -> bytes:
+def export_onnx(policy: Policy) -> bytes:
     """Writes a policy as ONNX, which onnxruntime and many other programs read.
 
     It may contain networks of your own that consist of the usual layers for vectors.
@@ -59,31 +59,32 @@ def export_onnx(policy: Policy, draw: str = "latent") -> bytes:
     **Arguments:**
 
     - `policy`: one policy, whose integrators take fixed steps.
-    - `draw`: the source of randomness, as in [`export_stablehlo`][].
 
     **Returns:**
 
-    The content of an `.onnx` file. Its inputs are `observation`, `float32[batch, observation_size]`, and either
-    `latent`, `float32[batch, *noise_shape]`, or `seed`, `uint32[batch]`; its output is `action`,
-    `float32[batch, action_size]` in `[-1, 1]`. The batch can have any size.
+    The content of an `.onnx` file. Its inputs are `observation`, `float32[batch, observation_size]`, and `latent`,
+    `float32[batch, *noise_shape]`, which is standard normal noise; zeros give `policy.mode(observation)`. Its output is
+    `action`, `float32[batch, action_size]` in `[-1, 1]`. The batch can have any size.
 
     **Raises:**
 
     `gorl.InputError` if `policy` holds several policies, or adapts its steps, or does something else that ONNX is not
-    written for here; if there is no such `draw`; or if onnx is not installed.
+    written for here; or if onnx is not installed.
     """
     if importlib.util.find_spec("onnx") is None:
         raise InputError("ONNX takes the package onnx, which is not installed: pip install 'gorl[onnx]'.")
     from ._onnx import to_onnx
 
-    act, inputs = _program(policy, draw)
+    act, inputs = _program(policy, "latent")
     if _adapts_steps(policy):
         raise InputError(
             "ONNX is not written for a policy that adapts its steps to what it sees: leave decoder.rtol and "
             "decoder.atol out for given steps, or export to StableHLO."
         )
-    drawn_by = "standard normal noise; zeros give the mode" if draw == "latent" else "of jax.random.key"
-    description = f"A policy trained by gorl. observation: as the environment gives it; {draw}: {drawn_by}."
+    description = (
+        "A policy trained by gorl. observation: as the environment gives it; latent: standard normal noise; zeros give "
+        "the mode."
+    )
     return to_onnx(act, inputs, "action", description)
 
 

@@ -8,8 +8,7 @@ In ONNX every tensor has the shape `(batch, size)`: one example after the other,
 on the inputs is a table of which element of which tensor each of its elements is. To slice, to transpose or to write
 into a buffer then changes such a table, and costs the ONNX program nothing.
 
-The library for this would be jax2onnx, but its version 0.17 fails on programs with diffrax in them, and random numbers
-do not follow the key in what it writes.
+The library for this would be jax2onnx, but its version 0.17 fails on programs with diffrax in them.
 """
 
 import dataclasses
@@ -20,12 +19,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import jax
-import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import onnx
 from jax.extend.core import Jaxpr, Literal
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
 
 from ._errors import InputError
 
@@ -53,15 +51,15 @@ def to_onnx(
 
     **Raises:**
 
-    `gorl.InputError` if the function does something that is not known here, has numbers of other than 32 bits, or has a
-    loop or a condition that depends on the inputs.
+    `gorl.InputError` if the function does something that is not known here, has arrays other than of float32, int32 and
+    bool, or has a loop or a condition that depends on the inputs.
     """
     graph = _Graph(batch_of=next(iter(inputs)))
     program = jax.make_jaxpr(function)(*inputs.values())
     (result,) = graph.run(program.jaxpr, program.consts, [graph.input(name, like) for name, like in inputs.items()])
     (like,) = program.out_avals
     tensor = graph.unflattened(_Unknown(graph.elements(result)), like.shape)
-    last = helper.make_node("Cast", [tensor], [output], output, to=helper.np_dtype_to_tensor_dtype(like.dtype))
+    last = helper.make_node("Identity", [tensor], [output], output)
     proto = helper.make_graph(
         [*graph.nodes.values(), last],
         "policy",
@@ -87,7 +85,7 @@ def _tensor_info(name: str, like: Any) -> onnx.ValueInfoProto:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Unknown:
-    """An array that depends on the inputs. A random key is an array with one more axis, of two numbers."""
+    """An array that depends on the inputs."""
 
     elements: np.ndarray  # which of all elements of all tensors, in the shape of the array
 
@@ -109,8 +107,6 @@ class _Graph:
     def input(self, name: str, like: jax.ShapeDtypeStruct) -> _Unknown:
         """An input of the program."""
         tensor = name if len(like.shape) == 1 else self.node("Reshape", name, self.constant([0, math.prod(like.shape)]))
-        if jnp.issubdtype(like.dtype, jnp.integer):
-            tensor = self.node("Cast", tensor, to=TensorProto.INT64)
         return self.unknown(tensor, like.shape)
 
     def node(self, kind: str, *inputs: str, **attributes: Any) -> str:
@@ -124,8 +120,6 @@ class _Graph:
     def constant(self, value: Any) -> str:
         """Adds a constant, and names it."""
         value = np.asarray(value)
-        if jnp.issubdtype(value.dtype, jnp.integer):
-            value = value.astype(np.int64)
         contents = (value.dtype.name, value.shape, value.tobytes())
         if contents not in self.constants:
             self.constants[contents] = numpy_helper.from_array(value, f"constant_{len(self.constants)}")
@@ -147,7 +141,7 @@ class _Graph:
         """The numbers of the elements of an array that may be a known one."""
         if isinstance(array, _Unknown):
             return array.elements
-        array = _raw(array)
+        array = np.asarray(array)
         return self.number(array.ravel(), array.size).reshape(array.shape)
 
     def owners(self, elements: np.ndarray) -> np.ndarray:
@@ -157,7 +151,7 @@ class _Graph:
     def tensor(self, array: Any) -> str:
         """The name of a tensor with the elements of an array; a known one has no batch."""
         if not isinstance(array, _Unknown):
-            return self.constant(_raw(array).ravel())
+            return self.constant(np.ravel(array))
         elements, owners = array.elements.ravel(), self.owners(array.elements.ravel())
         parts, columns, size = [], np.empty_like(elements), 0
         for owner in dict.fromkeys(owners.tolist()):
@@ -181,24 +175,12 @@ class _Graph:
         if isinstance(array, _Unknown):
             elements = array.elements
             return self.tensor(array if elements.size == 1 else _Unknown(np.broadcast_to(elements, shape)))
-        values = _raw(array)
-        return self.tensor(values if values.size == 1 else np.broadcast_to(values, shape))
+        return self.tensor(array if np.size(array) == 1 else np.broadcast_to(array, shape))
 
     def unflattened(self, array: _Unknown, shape: Sequence[int]) -> str:
         """A tensor of an array, with a shape after the batch."""
         tensor = self.tensor(array)
         return tensor if len(shape) == 1 else self.node("Reshape", tensor, self.constant([0, *shape]))
-
-    def wrapped(self, tensor: str, dtype: Any) -> str:
-        """Integers are 64 bits wide in ONNX, where the kernels for other ones are few; in JAX they wrap around."""
-        if dtype in (jnp.float32, jnp.bool_):
-            return tensor
-        if dtype == jnp.uint32:
-            return self.node("BitwiseAnd", tensor, self.constant(2**32 - 1))
-        if dtype == jnp.int32:
-            low = self.node("BitwiseAnd", self.node("Add", tensor, self.constant(2**31)), self.constant(2**32 - 1))
-            return self.node("Sub", low, self.constant(2**31))
-        raise InputError(f"ONNX is written with 32-bit numbers only, and the policy has {dtype} ones: convert them.")
 
     # --- Going through a program. ---
 
@@ -228,32 +210,25 @@ class _Graph:
         if name in _MOVED and not any(isinstance(value, _Unknown) for value in _without(inputs, _MOVED[name])):
             return self.move(equation, inputs)
         if name in _REWRITTEN:
-            return self.rewrite(functools.partial(_REWRITTEN[name], **parameters), equation, inputs)
+            function = functools.partial(_REWRITTEN[name], **parameters)
+            program = jax.make_jaxpr(function)(*(variable.aval for variable in equation.invars))
+            return self.run(program.jaxpr, program.consts, inputs)
         if name not in _LOWERED:
             raise _unsupported(name)
-        tensor = _LOWERED[name](self, equation, inputs)
         (variable,) = equation.outvars
-        return [self.unknown(self.wrapped(tensor, variable.aval.dtype), variable.aval.shape)]
-
-    def rewrite(self, function: Callable[..., Any], equation: _Equation, inputs: list[Any]) -> list[Any]:
-        """Goes through a function of simpler operations instead; it takes and returns what keys consist of."""
-        for variable in (*equation.invars, *equation.outvars):
-            if _is_key(variable.aval.dtype) and variable.aval.dtype.name != _THREEFRY_KEY:
-                raise InputError(
-                    "ONNX is written with JAX's threefry2x32 random numbers only, and the policy draws others: export "
-                    "to StableHLO, or with a latent."
-                )
-        program = jax.make_jaxpr(function)(*(_raw_like(variable.aval) for variable in equation.invars))
-        known = [value if isinstance(value, _Unknown) else _raw(value) for value in inputs]
-        return self.run(program.jaxpr, program.consts, known)
+        if variable.aval.dtype not in (jnp.float32, jnp.int32, jnp.bool_):
+            raise InputError(
+                "ONNX is written for arrays of float32, int32 and bool only, and the policy has "
+                f"{variable.aval.dtype} ones: convert them, or export to StableHLO."
+            )
+        return [self.unknown(_LOWERED[name](self, equation, inputs), variable.aval.shape)]
 
     def move(self, equation: _Equation, inputs: list[Any]) -> list[Any]:
         """Does to the numbers of elements what the equation does to the elements, which it does not look at."""
         stand_ins, tables, count = list(inputs), [], 0
         for index in range(len(inputs))[_MOVED[equation.primitive.name]]:
             shape = equation.invars[index].aval.shape
-            elements = self.elements(inputs[index])
-            tables.append(elements.reshape(math.prod(shape), *elements.shape[len(shape) :]))
+            tables.append(self.elements(inputs[index]).ravel())
             # As floats, because what fills up an array from outside is then a NaN and can be told.
             stand_ins[index] = jnp.arange(count, count + math.prod(shape), dtype=jnp.float32).reshape(shape)
             count += math.prod(shape)
@@ -271,7 +246,7 @@ class _Graph:
     def simplified(self, elements: np.ndarray, dtype: Any) -> Any:
         """The array of these elements; a known one if every element is."""
         owners = self.owners(elements).ravel().tolist()
-        if _is_key(dtype) or any(isinstance(self.tensors[owner], str) for owner in owners):
+        if any(isinstance(self.tensors[owner], str) for owner in owners):
             return _Unknown(elements)
         places = zip(owners, elements.ravel(), strict=True)
         values = [self.tensors[owner][element - self.starts[owner]] for owner, element in places]
@@ -294,27 +269,6 @@ def _without(values: list[Any], left_out: slice) -> list[Any]:
 
 def _unsupported(name: str) -> InputError:
     return InputError(f"ONNX is not written for a policy that computes {name!r}: do without, or export to StableHLO.")
-
-
-# --- Random keys: an array of them is one of numbers, with one more axis. ---
-
-_THREEFRY = jax.extend.random.threefry_prng_impl
-_THREEFRY_KEY = f"key<{_THREEFRY.tag}>"
-
-
-def _is_key(dtype: Any) -> bool:
-    return jnp.issubdtype(dtype, jax.dtypes.prng_key)
-
-
-def _raw(array: Any) -> np.ndarray:
-    """A known array as numbers."""
-    return np.asarray(jax.random.key_data(array) if _is_key(jnp.result_type(array)) else array)
-
-
-def _raw_like(aval: Any) -> jax.ShapeDtypeStruct:
-    if not _is_key(aval.dtype):
-        return jax.ShapeDtypeStruct(aval.shape, aval.dtype)
-    return jax.ShapeDtypeStruct((*aval.shape, *_THREEFRY.key_shape), jnp.uint32)
 
 
 # --- What decides which equations are gone through. ---
@@ -358,7 +312,10 @@ def _scan(graph: _Graph, inputs: list[Any], jaxpr: Any, length: int, reverse: bo
         rows.append(results[num_carry:])
     outputs = []
     for column, like in zip(zip(*rows[:: -1 if reverse else 1], strict=True), jaxpr.out_avals[num_carry:], strict=True):
-        outputs.append(graph.simplified(np.stack([graph.elements(value) for value in column]), like.dtype))
+        if any(isinstance(value, _Unknown) for value in column):
+            outputs.append(graph.simplified(np.stack([graph.elements(value) for value in column]), like.dtype))
+        else:
+            outputs.append(jnp.stack(column))  # by JAX, because random keys have no place in a tensor
     return [*carry, *outputs]
 
 
@@ -375,41 +332,18 @@ def _elementwise(kind: str, **attributes: Any) -> _Lowering:
     return lower
 
 
-def _bitwise(kind: str) -> _Lowering:
+def _logical(kind: str) -> _Lowering:
     def lower(graph: _Graph, equation: _Equation, inputs: list[Any]) -> str:
-        is_logical = equation.outvars[0].aval.dtype == jnp.bool_
-        return _elementwise(kind if is_logical else f"Bitwise{kind}")(graph, equation, inputs)
-
-    return lower
-
-
-def _shift(kind: str) -> _Lowering:
-    def lower(graph: _Graph, equation: _Equation, inputs: list[Any]) -> str:
-        value, distance = inputs
-        if isinstance(distance, _Unknown) or equation.outvars[0].aval.dtype != jnp.uint32:
+        if equation.outvars[0].aval.dtype != jnp.bool_:
             raise _unsupported(equation.primitive.name)
-        return _elementwise(kind)(graph, equation, [value, 2 ** np.asarray(distance, np.int64)])
+        return _elementwise(kind)(graph, equation, inputs)
 
     return lower
 
 
 def _convert(graph: _Graph, equation: _Equation, inputs: list[Any]) -> str:
-    dtype = equation.outvars[0].aval.dtype
-    is_integer = jnp.issubdtype(dtype, jnp.integer)
-    to = TensorProto.INT64 if is_integer else helper.np_dtype_to_tensor_dtype(dtype)
+    to = helper.np_dtype_to_tensor_dtype(equation.outvars[0].aval.dtype)
     return graph.node("Cast", graph.tensor(inputs[0]), to=to)
-
-
-def _bitcast(graph: _Graph, equation: _Equation, inputs: list[Any]) -> str:
-    if equation.invars[0].aval.dtype != jnp.uint32 or equation.outvars[0].aval.dtype != jnp.float32:
-        raise _unsupported(equation.primitive.name)
-    # Sign and exponent are the first nine bits. Numbers too small to have an exponent become zero.
-    bits = graph.tensor(inputs[0])
-    scales = (np.arange(2**9, dtype=np.uint32) << 23).view(np.float32)
-    scale = graph.node("Gather", graph.constant(scales), graph.node("Div", bits, graph.constant(2**23)))
-    fraction = graph.node("Cast", graph.node("BitwiseAnd", bits, graph.constant(2**23 - 1)), to=TensorProto.FLOAT)
-    significand = graph.node("Mul", fraction, graph.constant(np.float32(2**-23)))
-    return graph.node("Mul", scale, graph.node("Add", significand, graph.constant(np.float32(1))))
 
 
 def _select(graph: _Graph, equation: _Equation, inputs: list[Any]) -> str:
@@ -434,7 +368,7 @@ def _dot(graph: _Graph, equation: _Equation, inputs: list[Any]) -> str:
     contracted, batched = equation.params["dimension_numbers"]
     arranged = []
     for value, inner, outer in zip(inputs, contracted, batched, strict=True):
-        array = value.elements if isinstance(value, _Unknown) else _raw(value)
+        array = value.elements if isinstance(value, _Unknown) else np.asarray(value)
         free = [axis for axis in range(array.ndim) if axis not in (*inner, *outer)]
         sizes = [math.prod(array.shape[axis] for axis in axes) for axes in (outer, free, inner)]
         array = array.transpose(*outer, *free, *inner).reshape(sizes)
@@ -467,50 +401,6 @@ def _log1p(x: jax.Array, **_: Any) -> jax.Array:
     small = jnp.where(rounded == 1, x, jnp.log(rounded) * x / (rounded - 1))
     return jnp.where(x > 1, jnp.log(rounded), small)
 
-
-def _erf_inv(x: jax.Array) -> jax.Array:
-    """Giles (2012), *Approximating the erfinv function*, in single precision: the one that XLA takes."""
-    w = -jnp.log1p(-x * x)
-    central = functools.reduce(lambda p, c: c + p * (w - 2.5), _ERF_INV_CENTRAL)
-    tail = functools.reduce(lambda p, c: c + p * (jnp.sqrt(w) - 3), _ERF_INV_TAIL)
-    return jnp.where(w < 5, central, tail) * x
-
-
-def _threefry(key_0: jax.Array, key_1: jax.Array, x_0: jax.Array, x_1: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Salmon et al. (2011), *Parallel random numbers: as easy as 1, 2, 3*: Threefry-2x32 of 20 rounds."""
-    keys = (key_0, key_1, key_0 ^ key_1 ^ np.uint32(0x1BD11BDA))
-    x_0, x_1 = x_0 + keys[0], x_1 + keys[1]
-    for group in range(5):
-        for distance in _THREEFRY_ROTATIONS[group % 2]:
-            x_0 = x_0 + x_1
-            x_1 = (x_1 << np.uint32(distance)) | (x_1 >> np.uint32(32 - distance))
-            x_1 = x_0 ^ x_1
-        x_0 = x_0 + keys[(group + 1) % 3]
-        x_1 = x_1 + keys[(group + 2) % 3] + np.uint32(group + 1)
-    return x_0, x_1
-
-
-def _on_keys(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """A function of one key as one of an array of them."""
-
-    def on_array(keys: jax.Array, *others: jax.Array, **parameters: Any) -> jax.Array:
-        mapped = functools.partial(function, **parameters)
-        for _ in keys.shape[:-1]:
-            mapped = jax.vmap(mapped)
-        return mapped(keys, *others)
-
-    return on_array
-
-
-_THREEFRY_ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
-_ERF_INV_CENTRAL = (
-    2.81022636e-08, 3.43273939e-07, -3.5233877e-06, -4.39150654e-06, 0.00021858087,
-    -0.00125372503, -0.00417768164, 0.246640727, 1.50140941,
-)  # fmt: skip
-_ERF_INV_TAIL = (
-    -0.000200214257, 0.000100950558, 0.00134934322, -0.00367342844, 0.00573950773,
-    -0.0076224613, 0.00943887047, 1.00167406, 2.83297682,
-)  # fmt: skip
 
 # Which parameter is the program that is called.
 _CALLS = {
@@ -545,7 +435,6 @@ _MOVED = {
 }
 _REWRITTEN = {
     "clamp": lambda low, x, high: jnp.minimum(jnp.maximum(x, low), high),
-    "erf_inv": _erf_inv,
     "erfc": lambda x: 1 - jax.lax.erf(x),
     "exp2": lambda x, **_: jax.lax.pow(jnp.full_like(x, 2), x),
     "expm1": lambda x, **_: jnp.tanh(x / 2) * (jnp.exp(x) + 1),
@@ -553,17 +442,10 @@ _REWRITTEN = {
     "is_finite": lambda x: x - x == 0,
     "log1p": _log1p,
     "ne": lambda x, y: ~(x == y),
-    "random_bits": _on_keys(_THREEFRY.random_bits),
-    "random_fold_in": _on_keys(_THREEFRY.fold_in),
-    "random_seed": lambda seeds, impl: jnp.vectorize(impl.seed, signature="()->(size)")(seeds),
-    "random_split": _on_keys(_THREEFRY.split),
-    "random_unwrap": lambda key: key,
-    "random_wrap": lambda key, impl: key,
     "reduce_and": lambda x, **parameters: jnp.min(x.astype(jnp.int32), parameters["axes"]) == 1,
     "reduce_or": lambda x, **parameters: jnp.max(x.astype(jnp.int32), parameters["axes"]) == 1,
     "rsqrt": lambda x, **_: 1 / jnp.sqrt(x),
     "square": lambda x: x * x,
-    "threefry2x32": _threefry,
 }
 _ELEMENTWISE = {
     "abs": "Abs", "acos": "Acos", "acosh": "Acosh", "add": "Add", "add_any": "Add", "asin": "Asin", "asinh": "Asinh",
@@ -574,20 +456,17 @@ _ELEMENTWISE = {
     "tanh": "Tanh",
 }  # fmt: skip
 _LOWERED: dict[str, _Lowering] = {
-    "and": _bitwise("And"),
-    "bitcast_convert_type": _bitcast,
+    "and": _logical("And"),
     "convert_element_type": _convert,
     "dot_general": _dot,
-    "not": _bitwise("Not"),
-    "or": _bitwise("Or"),
+    "not": _logical("Not"),
+    "or": _logical("Or"),
     "reduce_max": _reduce("ReduceMax"),
     "reduce_min": _reduce("ReduceMin"),
     "reduce_prod": _reduce("ReduceProd"),
     "reduce_sum": _reduce("ReduceSum"),
     "rem": _elementwise("Mod", fmod=1),
     "select_n": _select,
-    "shift_left": _shift("Mul"),
-    "shift_right_logical": _shift("Div"),
-    "xor": _bitwise("Xor"),
+    "xor": _logical("Xor"),
     **{name: _elementwise(kind) for name, kind in _ELEMENTWISE.items()},
 }
