@@ -1,14 +1,14 @@
-"""From JAX to ONNX, for the programs that policies are.
+"""Writes JAX functions as ONNX programs.
 
-The program is traced for one example and then gone through once, equation by equation. What does not depend on its
-inputs (the times of an integrator, the counter of its loop, whether a buffer is full) is simply computed, so that loops
-unroll and conditions are decided on the way, and what is left is arithmetic.
+A function is traced for one example, and its equations are evaluated in order. An equation of known values, such as the
+times of an integrator, the counter of a loop or the flag of a full buffer, is computed by JAX. So loops unroll,
+conditions choose a branch, and only arithmetic on the inputs remains.
 
-In ONNX every tensor has the shape `(batch, size)`: one example after the other, each flattened. An array that depends
-on the inputs is a table of which element of which tensor each of its elements is. To slice, to transpose or to write
-into a buffer then changes such a table, and costs the ONNX program nothing.
+Every ONNX tensor has the shape `(batch, size)`, because each example is flattened. The elements of all tensors are
+numbered, and an array that depends on the inputs is a table of such numbers. A slice, a transpose or a write into a
+buffer changes only this table, so it adds no ONNX node.
 
-The library for this would be jax2onnx, but its version 0.17 fails on programs with diffrax in them.
+jax2onnx would be the library for this, but its version 0.17 fails on programs that contain diffrax.
 """
 
 import dataclasses
@@ -27,10 +27,10 @@ from onnx import helper, numpy_helper
 
 from ._errors import InputError
 
-# The oldest versions that have everything needed here: what is written can be read widely.
+# The oldest versions with all operators used here, so that most ONNX programs can read the file.
 _OPSET, _IR_VERSION = 18, 8
 
-_Equation: TypeAlias = Any  # of a jaxpr; JAX does not say in its annotations that what goes in and out has a shape
+_Equation: TypeAlias = Any  # of a jaxpr; JAX's annotations leave out the shapes of its variables
 
 
 def to_onnx(
@@ -40,10 +40,10 @@ def to_onnx(
 
     **Arguments:**
 
-    - `function`: what to write; it returns one array.
-    - `inputs`: its arguments, with their names.
-    - `output`: the name of what it returns.
-    - `description`: what is said about it in the file.
+    - `function`: a function that returns one array.
+    - `inputs`: the names of its arguments, and their shapes; they are float32.
+    - `output`: the name of its result.
+    - `description`: the description in the file.
 
     **Returns:**
 
@@ -51,8 +51,8 @@ def to_onnx(
 
     **Raises:**
 
-    `gorl.InputError` if the function does something that is not known here, has arrays other than of float32, int32 and
-    bool, or has a loop or a condition that depends on the inputs.
+    `gorl.InputError` for an operation without an ONNX form here, for dtypes other than float32, int32 and bool, and for
+    loops and conditions that depend on the inputs.
     """
     graph = _Graph(batch_of=next(iter(inputs)))
     program = jax.make_jaxpr(function)(*inputs.values())
@@ -79,7 +79,7 @@ def to_onnx(
 
 
 def _tensor_info(name: str, like: Any) -> onnx.ValueInfoProto:
-    """An input or output of the program, for a batch of any size."""
+    """An input or output for a batch of any size."""
     return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(like.dtype), ["batch", *like.shape])
 
 
@@ -87,30 +87,30 @@ def _tensor_info(name: str, like: Any) -> onnx.ValueInfoProto:
 class _Unknown:
     """An array that depends on the inputs."""
 
-    elements: np.ndarray  # which of all elements of all tensors, in the shape of the array
+    elements: np.ndarray  # the numbers of its elements, in its shape
 
 
 class _Graph:
-    """An ONNX program that is being written."""
+    """An ONNX program under construction."""
 
     def __init__(self, batch_of: str):
         self.batch_of = batch_of  # an input, whose first axis is the batch
         self.nodes: dict[Any, onnx.NodeProto] = {}  # by what they compute, so that nothing is computed twice
         self.constants: dict[Any, onnx.TensorProto] = {}
-        # All elements are numbered through: a tensor has those from where it starts to where the next one does. It is
-        # a name, or known values.
+        # The elements of all tensors are numbered in one sequence, and a tensor's range ends where the next one starts.
+        # A tensor is a name, or known values.
         self.tensors: list[str | np.ndarray] = []
         self.starts = [0]
 
-    # --- What the program consists of. ---
+    # --- Nodes and constants ---
 
     def input(self, name: str, like: jax.ShapeDtypeStruct) -> _Unknown:
-        """An input of the program."""
+        """Flattens an input of the program."""
         tensor = name if len(like.shape) == 1 else self.node("Reshape", name, self.constant([0, math.prod(like.shape)]))
         return self.unknown(tensor, like.shape)
 
     def node(self, kind: str, *inputs: str, **attributes: Any) -> str:
-        """Adds a node with one output, and names that."""
+        """Adds a node, and returns the name of its output."""
         computes = (kind, inputs, tuple(attributes.items()))
         if computes not in self.nodes:
             name = f"{kind}_{len(self.nodes)}"
@@ -118,38 +118,38 @@ class _Graph:
         return self.nodes[computes].output[0]
 
     def constant(self, value: Any) -> str:
-        """Adds a constant, and names it."""
+        """Adds a constant, and returns its name."""
         value = np.asarray(value)
         contents = (value.dtype.name, value.shape, value.tobytes())
         if contents not in self.constants:
             self.constants[contents] = numpy_helper.from_array(value, f"constant_{len(self.constants)}")
         return self.constants[contents].name
 
-    # --- Arrays and tensors. ---
+    # --- Arrays and tensors ---
 
     def number(self, tensor: str | np.ndarray, size: int) -> np.ndarray:
-        """Gives the elements of a tensor their numbers."""
+        """Adds a tensor, and returns the numbers of its elements."""
         self.tensors.append(tensor)
         self.starts.append(self.starts[-1] + size)
         return np.arange(*self.starts[-2:])
 
     def unknown(self, tensor: str, shape: Sequence[int]) -> _Unknown:
-        """The array of a shape whose elements are those of a tensor."""
+        """The array of a new tensor."""
         return _Unknown(self.number(tensor, math.prod(shape)).reshape(shape))
 
     def elements(self, array: Any) -> np.ndarray:
-        """The numbers of the elements of an array that may be a known one."""
+        """The numbers of the elements of an array, known or unknown."""
         if isinstance(array, _Unknown):
             return array.elements
         array = np.asarray(array)
         return self.number(array.ravel(), array.size).reshape(array.shape)
 
     def owners(self, elements: np.ndarray) -> np.ndarray:
-        """Which tensor each element is of."""
+        """The index of each element's tensor."""
         return np.asarray(np.searchsorted(self.starts, elements, side="right") - 1)
 
     def tensor(self, array: Any) -> str:
-        """The name of a tensor with the elements of an array; a known one has no batch."""
+        """The name of a tensor with the elements of an array. The tensor of a known array has no batch axis."""
         if not isinstance(array, _Unknown):
             return self.constant(np.ravel(array))
         elements, owners = array.elements.ravel(), self.owners(array.elements.ravel())
@@ -165,27 +165,27 @@ class _Graph:
         return self.node("Gather", whole, self.constant(columns), axis=1)
 
     def repeated(self, values: np.ndarray) -> str:
-        """A known tensor, once for each example."""
+        """Known values, repeated for each example."""
         batch = self.node("Shape", self.batch_of, start=0, end=1)
         shape = self.node("Concat", batch, self.constant([values.size]), axis=0)
         return self.node("Expand", self.constant(values), shape)
 
     def operand(self, array: Any, shape: Sequence[int]) -> str:
-        """The tensor of an array that is broadcast to a shape, where ONNX does not do that itself."""
+        """The tensor of an array, broadcast to a shape unless it has one element, which ONNX broadcasts."""
         if isinstance(array, _Unknown):
             elements = array.elements
             return self.tensor(array if elements.size == 1 else _Unknown(np.broadcast_to(elements, shape)))
         return self.tensor(array if np.size(array) == 1 else np.broadcast_to(array, shape))
 
     def unflattened(self, array: _Unknown, shape: Sequence[int]) -> str:
-        """A tensor of an array, with a shape after the batch."""
+        """The tensor of an array, with a shape after the batch axis."""
         tensor = self.tensor(array)
         return tensor if len(shape) == 1 else self.node("Reshape", tensor, self.constant([0, *shape]))
 
-    # --- Going through a program. ---
+    # --- Equations ---
 
     def run(self, program: Jaxpr, constants: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
-        """Goes through a program: known arrays stay arrays, the others become part of the graph."""
+        """Evaluates a program. Known arrays stay arrays, and the others become part of the graph."""
         values = dict(zip((*program.constvars, *program.invars), (*constants, *inputs), strict=True))
 
         def read(variable: Any) -> Any:
@@ -197,7 +197,7 @@ class _Graph:
         return [read(variable) for variable in program.outvars]
 
     def apply(self, equation: _Equation, inputs: list[Any]) -> list[Any]:
-        """The results of one equation."""
+        """Evaluates one equation."""
         name, parameters = equation.primitive.name, equation.params
         if name in _CALLS:
             inner = parameters[_CALLS[name]]
@@ -224,12 +224,12 @@ class _Graph:
         return [self.unknown(_LOWERED[name](self, equation, inputs), variable.aval.shape)]
 
     def move(self, equation: _Equation, inputs: list[Any]) -> list[Any]:
-        """Does to the numbers of elements what the equation does to the elements, which it does not look at."""
+        """Evaluates an equation that only moves elements, by moving their numbers instead."""
         stand_ins, tables, count = list(inputs), [], 0
         for index in range(len(inputs))[_MOVED[equation.primitive.name]]:
             shape = equation.invars[index].aval.shape
             tables.append(self.elements(inputs[index]).ravel())
-            # As floats, because what fills up an array from outside is then a NaN and can be told.
+            # The stand-ins are floats, because a NaN then marks each element that the equation fills in.
             stand_ins[index] = jnp.arange(count, count + math.prod(shape), dtype=jnp.float32).reshape(shape)
             count += math.prod(shape)
         parameters = equation.params | ({"fill_value": np.nan} if "fill_value" in equation.params else {})
@@ -244,7 +244,7 @@ class _Graph:
         ]
 
     def simplified(self, elements: np.ndarray, dtype: Any) -> Any:
-        """The array of these elements; a known one if every element is."""
+        """The array of these elements, which is known if every element is."""
         owners = self.owners(elements).ravel().tolist()
         if any(isinstance(self.tensors[owner], str) for owner in owners):
             return _Unknown(elements)
@@ -254,7 +254,7 @@ class _Graph:
 
 
 def _needed(program: Jaxpr) -> list[_Equation]:
-    """The equations of a program that its results need, in order."""
+    """The equations that a program's results need, in order."""
     needed, kept = set(map(id, program.outvars)), []
     for equation in reversed(program.eqns):
         if any(id(variable) in needed for variable in equation.outvars):
@@ -271,7 +271,7 @@ def _unsupported(name: str) -> InputError:
     return InputError(f"ONNX is not written for a policy that computes {name!r}: do without, or export to StableHLO.")
 
 
-# --- What decides which equations are gone through. ---
+# --- Control flow, on known values ---
 
 
 def _cond(graph: _Graph, inputs: list[Any], branches: Any, **_: Any) -> list[Any]:
@@ -293,7 +293,7 @@ def _while(graph: _Graph, inputs: list[Any], cond_jaxpr: Any, body_jaxpr: Any, *
         (continues,) = graph.run(cond_jaxpr.jaxpr, cond_jaxpr.consts, [*condition, *carry])
         if isinstance(continues, _Unknown):
             raise InputError(
-                "ONNX is not written for a policy that takes as many steps as its inputs ask for: take a given number, "
+                "ONNX is not written for a policy with a number of steps that depends on its inputs: fix the number, "
                 "or export to StableHLO."
             )
         if not continues:
@@ -319,7 +319,7 @@ def _scan(graph: _Graph, inputs: list[Any], jaxpr: Any, length: int, reverse: bo
     return [*carry, *outputs]
 
 
-# --- Arithmetic. Each of these adds nodes for an equation, and names the tensor of its result. ---
+# --- Arithmetic: each lowering adds the nodes of an equation, and returns the name of its result ---
 
 _Lowering = Callable[[_Graph, _Equation, list[Any]], str]
 
@@ -373,7 +373,7 @@ def _dot(graph: _Graph, equation: _Equation, inputs: list[Any]) -> str:
         sizes = [math.prod(array.shape[axis] for axis in axes) for axes in (outer, free, inner)]
         array = array.transpose(*outer, *free, *inner).reshape(sizes)
         arranged.append(_Unknown(array) if isinstance(value, _Unknown) else array)
-    # Weights come second in ONNX, and a vector has no axis of rows: that is the fast kernel for a batch of them.
+    # Weights come second and vectors have no axis of rows, because onnxruntime then takes its fast kernel.
     is_swapped = not isinstance(inputs[0], _Unknown)
     first, second = arranged[::-1] if is_swapped else arranged
     left_shape = num_batches, num_rows, size = first.elements.shape
@@ -392,17 +392,17 @@ def _dot(graph: _Graph, equation: _Equation, inputs: list[Any]) -> str:
     return graph.tensor(_Unknown(graph.unknown(product, shape).elements.swapaxes(1, 2))) if is_swapped else product
 
 
-# --- Operations in terms of simpler ones. ---
+# --- Operations by simpler ones ---
 
 
 def _log1p(x: jax.Array, **_: Any) -> jax.Array:
-    """Exact for small numbers, too: what `1 + x` rounds away is made up for by the factor."""
+    """`log(1 + x)`, with a factor that corrects the rounding of `1 + x` for small `x`."""
     rounded = 1 + x
     small = jnp.where(rounded == 1, x, jnp.log(rounded) * x / (rounded - 1))
     return jnp.where(x > 1, jnp.log(rounded), small)
 
 
-# Which parameter is the program that is called.
+# The parameter that holds the called program.
 _CALLS = {
     "custom_jvp_call": "call_jaxpr",
     "custom_vjp_call": "call_jaxpr",
@@ -410,7 +410,7 @@ _CALLS = {
     "remat2": "jaxpr",
 }
 _CONTROL = {"cond": _cond, "while": _while, "scan": _scan}
-# Which inputs are moved; the others, such as indices, must be known.
+# The inputs whose elements are moved. The others, such as indices, must be known.
 _MOVED = {
     "broadcast_in_dim": slice(None),
     "concatenate": slice(None),

@@ -510,7 +510,7 @@ def drawn_from_a_chosen_key(x):
         (lambda x: jax.random.normal(jax.random.key(x[0].astype(int)), (1,)), "'random_seed': .* export to StableHLO"),
         (drawn_from_a_chosen_key, "has key<fry> ones: .* export to StableHLO"),
         (lambda x: jax.lax.cond(x[0] > 0, lambda: x, lambda: -x), r"a condition on its inputs: use jax\.numpy\.where"),
-        (lambda x: jax.lax.while_loop(lambda x: x[0] > 0, lambda x: x - 1, x), "as many steps as its inputs ask for"),
+        (lambda x: jax.lax.while_loop(lambda x: x[0] > 0, lambda x: x - 1, x), "steps that depends on its inputs"),
         (lambda x: x.astype(jnp.float16), "float32, int32 and bool only, and the policy has float16 ones"),
     ],
 )
