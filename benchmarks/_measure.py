@@ -72,11 +72,7 @@ def in_turns(
 ) -> dict[str, list[Measurement]]:
     """Measures several things in turns, as a machine is not equally fast all the time.
 
-    **Arguments:**
-
-    - `runs`: what measures each, by name.
-    - `repeats`: measurements of each.
-    - `leave`: called after each measurement with all so far, so that a benchmark that is stopped leaves them.
+    After each measurement, `leave` gets all so far, so that a benchmark that is stopped leaves them.
     """
     found: dict[str, list[Measurement]] = {name: [] for name in runs}
     for _ in range(repeats):
@@ -89,12 +85,9 @@ def in_turns(
 def physics_program(
     env: gorl.EpisodicEnv, num_envs: int, num_steps: int
 ) -> tuple[Callable[..., Any], tuple[Any, ...], float]:
-    """Random actions in a jitted scan, from the starts of episodes.
+    """Random actions in a jitted scan: a compiled function, its arguments, and the seconds of compiling.
 
-    **Returns:**
-
-    The compiled function, which gives the last episodes and the mean reward of each step; its arguments; and the
-    seconds of compiling.
+    It starts where episodes start, and returns their last states and the mean reward of each step.
     """
 
     def run(start: gorl.EpisodeState, key: jax.Array) -> tuple[gorl.EpisodeState, jax.Array]:
@@ -112,18 +105,16 @@ def physics_program(
     return program, arguments, compiling + more
 
 
-def is_by_engine(config: gorl.EnvConfig, env: gorl.EpisodicEnv) -> bool:
-    """Whether MuJoCo's own engine simulates an environment."""
-    by_default = config.implementation is None and jax.default_backend() == "cpu"
-    return (by_default or config.implementation == "mujoco") and hasattr(env.env.whole, "mjx_model")
-
-
-def engine_seconds(env: gorl.EpisodicEnv, num_envs: int, num_steps: int) -> float:
+def engine_seconds(config: gorl.EnvConfig, env: gorl.EpisodicEnv, num_envs: int, num_steps: int) -> float | None:
     """The seconds that MuJoCo's engine by itself takes for so many control steps of a task under random controls.
 
     It starts where episodes start, so that it meets the same contacts. No environment on this engine can be faster.
+    `None` if something else simulates the environment.
     """
     task: Any = env.env.whole
+    by_default = config.implementation is None and jax.default_backend() == "cpu"
+    if not (by_default or config.implementation == "mujoco") or not hasattr(task, "mjx_model"):
+        return None
     states = jax.jit(jax.vmap(task.reset))(jax.random.split(jax.random.key(0), num_envs))
     batch = Batch(task.mj_model, num_envs, gorl.internal.num_cores())
     for name in ("qpos", "qvel", "qacc_warmstart"):
@@ -144,14 +135,8 @@ def fresh_policy(
     *,
     is_fitted: bool = True,
 ) -> gorl.Policy:
-    """A policy with random networks that acts through its decoder, or without it if it is not fitted.
-
-    **Arguments:**
-
-    - `config`, `env`: a run, and its environment.
-    - `decoder`: another decoder than the config's.
-    - `is_fitted`: whether it acts through the decoder.
-    """
+    """A policy with random networks. It acts through the config's decoder or the given one, or through none if that is
+    not fitted."""
     encoder_key, decoder_key, noise_key = jax.random.split(jax.random.key(0), 3)
     sizes = (env.observation_size, env.action_size)
     seen = gorl.RunningStatistics.of(jax.random.normal(noise_key, (1000, env.observation_size)))

@@ -12,17 +12,12 @@ from brax.training.agents.ppo import networks, train
 from mujoco_playground import registry, wrapper
 
 
-def put_replicated(tree: Any, devices: list[Any]) -> Any:
-    """`jax.device_put_replicated`, which Brax's trainers call and newer versions of JAX do not have."""
-    assert len(devices) == 1, "the comparison is on one device"
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], tree)
-
-
 def main() -> None:
     """Trains, and prints the rate of each iteration."""
     settings = json.loads(sys.argv[1])
+    # Brax's trainers call it, and newer versions of JAX do not have it. The comparison is on one device.
     if not hasattr(jax, "device_put_replicated"):
-        jax.device_put_replicated = put_replicated
+        jax.device_put_replicated = lambda tree, _: jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], tree)
     rates: list[float] = []
 
     def progress(_: int, metrics: Mapping[str, Any]) -> None:

@@ -13,11 +13,10 @@ from ._measure import timed
 def main() -> None:
     """Trains, and prints the rate of each iteration."""
     settings = json.loads(sys.argv[1])
-    sizes = ("num_envs", "unroll_length", "num_unrolls", "num_minibatches", "num_epochs")
-    networks = ("policy_width", "policy_depth", "value_width", "value_depth")
+    sizes = {name: size for name, size in settings.items() if name not in ("task", "iterations", "steps")}
     config = gorl.Config(
         env=gorl.EnvConfig(settings["task"]),
-        learner=gorl.PPO(on_actions=True, **{name: settings[name] for name in (*sizes, *networks)}),
+        learner=gorl.PPO(on_actions=True, **sizes),
         decoder=gorl.Identity(),
         stage_steps=(settings["steps"],),
         evaluation_interval=settings["steps"],

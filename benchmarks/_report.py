@@ -50,12 +50,7 @@ def answer(app: typer.Typer, arguments: Sequence[str] | None = None) -> None:
 def parse_settings(
     config: gorl.Config, settings: Sequence[str] | None, allowed: Collection[str] | None = None
 ) -> dict[str, Any]:
-    """The values that `--set FIELD=VALUE` gives to fields of a config, by dotted name.
-
-    **Raises:**
-
-    `gorl.InputError` for a text without a value, a field that is not there or not allowed, or a wrong kind of value.
-    """
+    """The values that `--set FIELD=VALUE` gives to fields of a config, or to the allowed ones, by dotted name."""
     values = {}
     for setting in settings or []:
         name, separator, text = (part.strip() for part in setting.partition("="))

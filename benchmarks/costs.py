@@ -75,20 +75,16 @@ def compare(
 ) -> None:
     """Times runs in turns, and shows the time of the last over `scale` times that of each of the others."""
     content: dict[str, Any] = {"scale": scale, "repeats": repeats}
-    found = in_turns(
-        {name: partial(steady_seconds, *run) for name, run in runs.items()},
-        repeats,
-        lambda found: write(path, content | {"seconds": found}),
-    )
+    timers = {name: partial(steady_seconds, *run) for name, run in runs.items()}
+    found = in_turns(timers, repeats, lambda found: write(path, content | {"seconds": found}))
     totals = {name: statistics.median(sum(run.values()) for run in of_name) for name, of_name in found.items()}
     *others, last = totals
     ratios = {name: totals[last] / (scale * totals[name]) for name in others}
     write(path, content | {"seconds": found, "ratio": ratios[others[0]], "ratios": ratios})
-    phases = [phase for phase in found[last][0]]
     rows = [
         {"": name}
-        | {f"{phase}, s": statistics.median(run.get(phase, 0.0) for run in found[name]) for phase in phases}
-        | {"in all, s": totals[name], f"{last} over {scale:g} x this": ratios.get(name)}
+        | {phase: statistics.median(run.get(phase, 0.0) for run in found[name]) for phase in found[last][0]}
+        | {"all, s": totals[name], f"{last} over {scale:g} x this": ratios.get(name)}
         for name in runs
     ]
     table(f"{title}, without compiling, medians of {repeats}", rows)
@@ -137,8 +133,8 @@ def stages(task: Task = "PointMass", repeats: Repeats = 3, out: Out = COSTS) -> 
         jax.clear_caches()  # so that it traces again as well
         return compiled(gorl.train, config, jax.random.key(0))[1]
 
-    runs = {f"{number} stages": partial(compiling, number) for number in (2, 10)}
     path, content = out / f"stages_{task}.json", {"task": task, "repeats": repeats}
+    runs = {f"{number} stages": partial(compiling, number) for number in (2, 10)}
     found = in_turns(runs, repeats, lambda found: write(path, content | {"seconds": found}))
     few, many = (statistics.median(times) for times in found.values())
     rows = [{"": name, "compiling, s": s, "ratio": s / few} for name, s in zip(found, (few, many), strict=True)]
@@ -153,15 +149,13 @@ def memory(
 ) -> None:
     """The memory of a refinement over that of its data, as XLA plans it."""
     preset = gorl.replace(gorl.preset(task, scale="paper"), {"refinement.num_episodes": episodes})
-    content: dict[str, Any] = {"task": task, "episodes": episodes, "megabytes_by_stride": {}}
-    found: dict[int, dict[str, float]] = content["megabytes_by_stride"]
-    for stride in (8, 4, 2, 1):
-        found[stride] = refinement_megabytes(gorl.replace(preset, {"refinement.stride": stride}))
-        write(out / f"memory_{task}.json", content)
+    configs = {stride: gorl.replace(preset, {"refinement.stride": stride}) for stride in (8, 4, 2, 1)}
+    found = {stride: refinement_megabytes(config) for stride, config in configs.items()}
     less, more = found[2], found[1]
     slope = (more["peak"] - less["peak"]) / (more["data"] - less["data"])
     constant = more["peak"] - slope * more["data"]
-    write(out / f"memory_{task}.json", content | {"slope": slope, "constant": constant})
+    content = {"task": task, "episodes": episodes, "megabytes_by_stride": found, "slope": slope, "constant": constant}
+    write(out / f"memory_{task}.json", content)
     rows = [
         {"stride": stride, "data, MB": of["data"], "peak, MB": of["peak"], "peak / data": of["peak"] / of["data"]}
         for stride, of in found.items()

@@ -45,7 +45,7 @@ app = benchmark("gpu")
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What is measured: the physics of some tasks, numbers of seeds, and the steps of a run's schedule."""
+    """What is measured: the physics of some tasks, several seeds, and the steps of a run's schedule."""
 
     tasks: tuple[str, ...]
     implementations: tuple[str, ...]
@@ -164,12 +164,7 @@ def stage(report: Report, config: gorl.Config, iterations: int) -> None:
 
 
 def add_step(report: Report, config: gorl.Config, kind: str, seconds: float) -> int:
-    """Records a step, and the time of the whole run, in which each kind of step comes so often at its median time.
-
-    **Returns:**
-
-    How many steps of this kind there are now.
-    """
+    """Records a step and projects the time of the whole run; returns how many steps of this kind there are now."""
     report.add("stage", {"kind": kind, "seconds": seconds})
     times: dict[str, list[float]] = {}
     for row in report.content["stage"]:
@@ -209,19 +204,14 @@ def stop(report: Report) -> None:
 def main(
     smoke: Annotated[bool, typer.Option("--smoke", help="Only see that it runs: tiny sizes, on any device.")] = False,
     minutes: Annotated[float, typer.Option(min=0, help="How long the whole may take.")] = 8.5,
-    implementation: Annotated[
-        str | None, typer.Option(help="The physics in training: jax or warp; gorl's choice by default.")
-    ] = None,
-    out: Annotated[
-        pathlib.Path | None, typer.Option(help="The directory of the results; with --smoke a temporary one.")
-    ] = None,
+    implementation: Annotated[str | None, typer.Option(help="The physics in training: jax or warp.")] = None,
+    out: Annotated[pathlib.Path | None, typer.Option(help="The directory of the results.")] = None,
 ) -> None:
     """Measures physics, seeds side by side and a stage of the paper's size on a GPU."""
     plan = smoke_plan() if smoke else full_plan(implementation)
     if not smoke and jax.default_backend() != "gpu":
         raise gorl.InputError("JAX finds no GPU here: run this where there is one, or give --smoke.")
-    if out is None:
-        out = pathlib.Path(tempfile.mkdtemp(prefix="gorl-gpu-smoke-")) if smoke else RESULTS / "gpu"
+    out = out or (pathlib.Path(tempfile.mkdtemp(prefix="gorl-gpu-smoke-")) if smoke else RESULTS / "gpu")
     name = machine()["device"].replace(" ", "_").replace("/", "-")
     configs = {"seeds_config": plan.seeds_config.to_json(), "stage_config": plan.stage_config.to_json()}
     report = Report(out / f"{name}.json", {"smoke": smoke, "minutes": minutes, **configs})
@@ -233,10 +223,8 @@ def main(
     finally:
         watchdog.cancel()
     if whole := report.content["projection"]:
-        rows = [
-            {"step of the schedule": kind, "s": whole["median_seconds"].get(kind), "in the whole run": count}
-            for kind, count in whole["steps_of_the_schedule"].items()
-        ]
+        counts, medians = whole["steps_of_the_schedule"], whole["median_seconds"]
+        rows = [{"step": kind, "s": medians.get(kind), "in the whole run": count} for kind, count in counts.items()]
         hours = "unknown" if whole["hours"] is None else f"{whole['hours']:.2f} hours"
         table(f"{whole['task']}, {whole['env_steps']:,} steps: {hours}, without compiling", rows)
     console.print(f"raw: {report.path}")

@@ -9,7 +9,7 @@ import json
 import statistics
 import sys
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 
@@ -19,6 +19,7 @@ from ._measure import engine_seconds, fresh_policy, in_turns, once, physics_prog
 from ._report import RESULTS, Out, Repeats, Tasks, answer, benchmark, table, write
 
 TASKS = ("CheetahRun", "FingerSpin", "HopperStand", "WalkerWalk", "FishSwim", "HumanoidRun")
+OTHERS = ("engine alone", "scan, EnvPool")
 app = benchmark("physics")
 
 
@@ -42,12 +43,10 @@ def measure(
 ) -> dict:
     """The environment steps per second of one task by everything that simulates it, and their ratios."""
     by = {name: gorl.replace(config, {"env.implementation": name}) for name in ("mujoco", "jax")[: 1 + with_jax]}
-    engine = gorl.load_environment(by["mujoco"].env)
-    amount = num_envs * num_steps
-    runs: dict[str, Callable[[], float]] = {
-        "engine alone": lambda: amount / engine_seconds(engine, num_envs, num_steps)
-    }
+    engine, amount = (by["mujoco"].env, gorl.load_environment(by["mujoco"].env)), num_envs * num_steps
     compiling: dict[str, float] = {}
+    runs: dict[str, Callable[[], float]] = {}
+    runs["engine alone"] = lambda: amount / cast(float, engine_seconds(*engine, num_envs, num_steps))
     for name, of_name in by.items():
         steps = num_steps if name == "mujoco" else max(1, num_steps // 10)  # MJX is many times slower
         program, arguments, seconds = physics_program(gorl.load_environment(of_name.env), num_envs, steps)
@@ -60,10 +59,7 @@ def measure(
     in_turns(runs, 1)  # allocates what later calls find
     rates = in_turns(runs, repeats)
     medians = {name: statistics.median(of_name) for name, of_name in rates.items()}
-    compared = {
-        "scan over engine alone": ("scan, mujoco", "engine alone"),
-        "scan over EnvPool": ("scan, mujoco", "scan, EnvPool"),
-    }
+    compared = {f"scan over {name.removeprefix('scan, ')}": ("scan, mujoco", name) for name in OTHERS}
     compared |= {f"{kind} over MJX": (f"{kind}, mujoco", f"{kind}, jax") for kind in ("scan", "rollout")}
     ratios = {name: medians[one] / medians[other] for name, (one, other) in compared.items() if other in medians}
     return {"steps_per_second": rates, "medians": medians, "ratios": ratios, "compiling": compiling}

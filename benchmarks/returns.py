@@ -22,7 +22,7 @@ import gorl
 
 from . import _report
 from ._measure import GORL
-from ._report import PALETTE, Out, Tasks, answer, benchmark, console, png, write
+from ._report import PALETTE, Out, Tasks, answer, benchmark, console, png, table, write
 
 TRAIN = (*GORL, "train")
 RESULTS = _report.RESULTS / "returns"
@@ -74,9 +74,8 @@ class Cell:
                 raise SystemExit(f"gorl train {self.task} --method {self.method} ended with exit code {code}.")
             self.curve_file.parent.mkdir(parents=True, exist_ok=True)
             gorl.internal.write_whole(self.curve_file, (run / "curve.csv").read_bytes())
-            summary = json.loads((run / "summary.json").read_text())
+            summary, config = (json.loads((run / f"{name}.json").read_text()) for name in ("summary", "config"))
             # Last, as it says that everything is there.
-            config = json.loads((run / "config.json").read_text())
             write(self.summary_file, summary | {"seeds": self.seeds, "config": config})
         return True
 
@@ -188,10 +187,7 @@ def main(
             break
     shown = [cell for cell in cells if cell.has_results]
     if shown:
-        if as_markdown:
-            print(markdown(shown))
-        else:
-            _report.table("return: mean over seeds", [cell.row() for cell in shown])
+        print(markdown(shown)) if as_markdown else table("return: mean over seeds", [cell.row() for cell in shown])
         gorl.internal.write_whole(out / scale / "returns.png", figure(shown))
     left = [f"{cell.method} on {cell.task}" for cell in cells if not cell.is_finished]
     if left and not show:

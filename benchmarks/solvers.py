@@ -6,7 +6,7 @@ Exact means 256 steps of Tsit5. Results are left after each row.
 import dataclasses
 import pathlib
 import statistics
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import equinox as eqx
 import jax
@@ -64,29 +64,18 @@ VARIANTS = (
 
 
 def loaded(path: pathlib.Path, task: str, seeds: int) -> list[gorl.Policy]:
-    """The policies of the first seeds of a run.
-
-    **Raises:**
-
-    `gorl.InputError` if there are not as many, or they cannot be used here.
-    """
+    """The policies of the first seeds of a run; refuses one that has not as many, or no flow."""
     policies = gorl.load_policy(path, env=task)
     flow_decoder(policies)
-    if not jnp.shape(policies.decoder.fitted):  # pyright: ignore[reportAttributeAccessIssue]
-        policies = jax.tree.map(lambda leaf: leaf[None], policies)
-    number = len(policies.decoder.fitted)  # pyright: ignore[reportAttributeAccessIssue]
-    if seeds > number:
+    shape = jnp.shape(cast(gorl.StagedDecoder, policies.decoder).fitted)
+    policies = policies if shape else jax.tree.map(lambda leaf: leaf[None], policies)
+    if seeds > (number := sum(shape) or 1):
         raise gorl.InputError(f"{path} holds policies of no more than {number} seeds: give --seeds {number}.")
     return [gorl.of_seed(policies, seed) for seed in range(seeds)]
 
 
 def flow_decoder(policy: gorl.Policy) -> gorl.FlowDecoder:
-    """The flow decoder of a policy, or of several.
-
-    **Raises:**
-
-    `gorl.InputError` if it has none, or one that has not been fitted.
-    """
+    """The flow decoder of a policy, or of several; refuses a policy that has none, or one that is not fitted."""
     staged = policy.decoder
     if not isinstance(staged, gorl.StagedDecoder):
         raise gorl.InputError("this policy has no stages: give one that gorl.train made.")
@@ -114,23 +103,15 @@ def actions(decoder: gorl.FlowDecoder, observations: jax.Array, latents: jax.Arr
     return jnp.tanh(jax.vmap(decoder.decode)(observations, latents))
 
 
-class Counted(eqx.Module):
-    """A network that tells the host each time it runs."""
-
-    network: eqx.nn.MLP
-    tell: Any = eqx.field(static=True)
-
-    def __call__(self, inputs: jax.Array) -> jax.Array:
-        jax.debug.callback(self.tell)
-        return self.network(inputs)
-
-
 def velocity_evaluations(decoder: gorl.FlowDecoder, observations: jax.Array, latents: jax.Array) -> float:
     """How often a solve runs the velocity network: counted, the mean over pairs."""
     calls = []
-    counted = eqx.tree_at(
-        lambda d: d.velocity.network, decoder, Counted(decoder.velocity.network, lambda: calls.append(1))
-    )
+
+    def counting(inputs: jax.Array) -> jax.Array:
+        jax.debug.callback(lambda: calls.append(1))
+        return decoder.velocity.network(inputs)
+
+    counted = eqx.tree_at(lambda d: d.velocity.network, decoder, counting)
     # One solve after the other: in a batch, all run until the last has arrived.
     jax.block_until_ready(eqx.filter_jit(jax.lax.map)(lambda pair: counted.decode(*pair), (observations, latents)))
     jax.effects_barrier()
@@ -138,15 +119,7 @@ def velocity_evaluations(decoder: gorl.FlowDecoder, observations: jax.Array, lat
 
 
 class Comparison:
-    """What all variants are compared on.
-
-    **Arguments:**
-
-    - `env`: where the policies act.
-    - `policies`: one for each seed.
-    - `num_pairs`: pairs of observation and latent for each policy.
-    - `num_episodes`: episodes for each policy. Every variant acts in the same ones, so that returns are paired.
-    """
+    """What all variants are compared on: pairs of observation and latent, and the same episodes for each."""
 
     def __init__(self, env: gorl.EnvConfig, policies: list[gorl.Policy], num_pairs: int, num_episodes: int):
         self.env, self.policies, self.num_episodes = env, policies, num_episodes
@@ -156,8 +129,8 @@ class Comparison:
         self.exact, self.exact_returns = self._actions(FINE), self._returns(FINE)
 
     def _actions(self, variant: Variant) -> np.ndarray:
-        decoders = [variant.of(decoder) for decoder in self.decoders]
-        return np.stack([actions(decoder, *batch) for decoder, batch in zip(decoders, self.pairs, strict=True)])
+        every = zip(self.decoders, self.pairs, strict=True)
+        return np.stack([actions(variant.of(decoder), *batch) for decoder, batch in every])
 
     def _returns(self, variant: Variant) -> np.ndarray:
         """The return of every episode of every policy."""

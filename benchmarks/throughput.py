@@ -10,7 +10,7 @@ import pathlib
 import resource
 import sys
 from collections.abc import Callable, Iterator
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -20,16 +20,7 @@ import typer
 
 import gorl
 
-from ._measure import (
-    compiled,
-    engine_seconds,
-    fresh_policy,
-    is_by_engine,
-    median_seconds,
-    physics_program,
-    rollout_program,
-    timed,
-)
+from ._measure import compiled, engine_seconds, fresh_policy, median_seconds, physics_program, rollout_program, timed
 from ._report import PALETTE, RESULTS, Out, Settings, Tasks, answer, benchmark, parse_settings, png, table, write
 
 REPEATS = 5
@@ -82,12 +73,9 @@ def acting_seconds(policy: Any, is_fitted: bool, batch: int) -> float:
 def part(
     name: str, unit: str, amount: int, call: tuple[Any, ...], compiling: float, physics: float | None, products: float
 ) -> Part:
-    """The numbers of a part: how many of what it does, its seconds, and those of its two limits.
+    """The numbers of a part: a call of a compiled function, timed, beside the seconds of its two limits.
 
-    **Arguments:**
-
-    - `call`: the compiled function and its arguments, to be timed.
-    - `physics`, `products`: the seconds of the limits; the physics of `None` is limited by itself.
+    Physics that is `None` is limited by itself.
     """
     running = median_seconds(*call, repeats=REPEATS)
     physics = running if physics is None else physics
@@ -98,18 +86,15 @@ def part(
 
 def measure(config: gorl.Config) -> Iterator[Part]:
     """Each part of a run of this config, as soon as it is measured."""
-    learner: Any = config.learner
+    learner, decoder = cast(gorl.PPO, config.learner), cast(gorl.FlowMatching, config.decoder)
     refinement, env = config.refinement, gorl.load_environment(config.env)
     keys = jax.random.split(jax.random.key(0), 4)
-    flow, diffusion = (
-        fresh_policy(config, env, decoder)
-        for decoder in (None, gorl.Diffusion(width=config.decoder.width, depth=config.decoder.depth))  # pyright: ignore[reportAttributeAccessIssue]
-    )
-    identity = fresh_policy(config, env, is_fitted=False)
+    flow, identity = fresh_policy(config, env), fresh_policy(config, env, is_fitted=False)
+    diffusion = fresh_policy(config, env, gorl.Diffusion(width=decoder.width, depth=decoder.depth))
 
     def physics(name: str, env: gorl.EpisodicEnv, num_envs: int, num_steps: int) -> Part:
         program, arguments, compiling = physics_program(env, num_envs, num_steps)
-        limit = engine_seconds(env, num_envs, num_steps) if is_by_engine(config.env, env) else None
+        limit = engine_seconds(config.env, env, num_envs, num_steps)
         return part(name, "env steps", num_envs * num_steps, (program, *arguments), compiling, limit, 0.0)
 
     def learned(name: str, amount: int, function: Callable, arguments: tuple[Any, ...], products: float) -> Part:
@@ -117,21 +102,20 @@ def measure(config: gorl.Config) -> Iterator[Part]:
         return part(name, "samples", amount, (program, *arguments), compiling, 0.0, products)
 
     steps = learner.num_unrolls * learner.unroll_length
-    stepping = physics("physics", env.in_training, learner.num_envs, steps)
-    yield stepping
+    yield (stepping := physics("physics", env.in_training, learner.num_envs, steps))
 
     program, (_, *state), experience, compiling = rollout_program(config, env, identity)
     other_program, _, _, other_compiling = rollout_program(config, env, diffusion)
     for name, policy, is_fitted, run, seconds in (
         ("rollout, identity", identity, False, program, compiling),
-        (f"rollout, flow, {config.decoder.num_steps} steps", flow, True, program, compiling),  # pyright: ignore[reportAttributeAccessIssue]
+        (f"rollout, flow, {decoder.num_steps} steps", flow, True, program, compiling),
         ("rollout, diffusion, 10 steps", diffusion, True, other_program, other_compiling),
     ):
         products = steps * acting_seconds(policy, is_fitted, learner.num_envs)
         call = (run, policy, *state)
         yield part(name, "env steps", steps * learner.num_envs, call, seconds, stepping["physics"], products)
 
-    learner_state = learner.init(env.observation_size, env.action_size, keys[0])
+    learner_state: Any = learner.init(env.observation_size, env.action_size, keys[0])
     networks = (learner_state.encoder.network, learner_state.value)
     batch = steps * learner.num_envs // learner.num_minibatches
     products = learner.num_minibatches * learner.num_epochs * sum(gradient_seconds(one, batch) for one in networks)
@@ -140,7 +124,7 @@ def measure(config: gorl.Config) -> Iterator[Part]:
     def update(learner_state: Any, experience: gorl.Experience, key: jax.Array) -> Any:
         return learner.update(learner_state, experience, key)
 
-    samples = steps * learner.num_envs * learner.num_epochs
+    samples = experience.reward.size * learner.num_epochs
     yield learned("PPO update", samples, update, (learner_state, experience, keys[1]), products)
 
     kept = env.num_steps // refinement.stride
@@ -152,19 +136,18 @@ def measure(config: gorl.Config) -> Iterator[Part]:
     batches = (count - refinement.num_validation_episodes) * kept // refinement.batch_size
     rows = refinement.batch_size * refinement.num_noise_samples
     validation_rows = refinement.num_validation_episodes * kept * refinement.num_noise_samples
-    decoder: Any = flow.decoder.decoder  # pyright: ignore[reportAttributeAccessIssue]
-    field = decoder.velocity.network
+    fitted: Any = cast(gorl.StagedDecoder, flow.decoder).decoder
+    field = fitted.velocity.network
     products = batches * gradient_seconds(field, rows) + validation_rows / rows * forward_seconds(field, rows)
 
     def fit(decoder: Any, observations: jax.Array, actions: jax.Array, key: jax.Array) -> Any:
         return gorl.fit_decoder(decoder, observations, actions, some, key)
 
-    yield learned("regression epoch", batches * rows, fit, (decoder, observations, actions, keys[0]), products)
+    yield learned("regression epoch", batches * rows, fit, (fitted, observations, actions, keys[0]), products)
 
     episodes = config.evaluation_episodes
-    stepping = physics("physics of an evaluation", env, episodes, env.num_steps)
-    yield stepping
     products = env.num_steps * acting_seconds(flow, True, episodes)
+    yield (stepping := physics("physics of an evaluation", env, episodes, env.num_steps))
 
     def evaluate(policy: gorl.Policy, key: jax.Array) -> jax.Array:
         return gorl.evaluate(config.env, policy, key, num_episodes=episodes)
@@ -189,17 +172,14 @@ def figure(results: dict[str, list[Part]]) -> matplotlib.figure.Figure:
     panels = picture.subplots(len(results), 1, squeeze=False)[:, 0]
     for axes, (task, parts) in zip(panels, results.items(), strict=True):
         shown = [part for part in parts if not part["name"].startswith("physics")]
-        left = np.zeros(len(shown))
-        limits = np.array([(part["physics"], part["products"]) for part in shown])
-        whole = np.maximum([part["running"] for part in shown], limits.sum(axis=1))
-        kinds = {
-            "physics": limits[:, 0],
-            "matrix products": limits[:, 1],
-            "everything else": whole - limits.sum(axis=1),
-        }
+        physics, products, running = np.array(
+            [[part[name] for name in ("physics", "products", "running")] for part in shown]
+        ).T
+        whole, left = np.maximum(running, physics + products), np.zeros(len(shown))
+        kinds = {"physics": physics, "matrix products": products, "everything else": whole - physics - products}
         for (kind, seconds), colour in zip(kinds.items(), PALETTE, strict=False):
             axes.barh([part["name"] for part in shown], seconds / whole, left=left, color=colour, label=kind)
-            left = left + seconds / whole
+            left += seconds / whole
         axes.set_title(task, loc="left")
         axes.set_xlim(0, 1)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
@@ -221,14 +201,8 @@ def measure_task(task: str, config: gorl.Config, stages: bool, path: pathlib.Pat
     for part in measure(config):
         parts.append(part)
         leave()  # a benchmark that is stopped leaves what it measured
-    in_ms = {"running": "ms", "physics": "physics, ms", "products": "products, ms"}
-    rows = [
-        {name: part[name] for name in ("name", "unit", "per_second")}
-        | {shown: 1e3 * part[name] for name, shown in in_ms.items()}
-        | {"time / limits": part["ratio"], "compiling, s": part["compiling"]}
-        for part in parts
-    ]
-    table(f"{task}, medians of {REPEATS}", rows)
+    shown = ("name", "unit", "per_second", "running", "physics", "products", "ratio", "compiling")
+    table(f"{task}, seconds, medians of {REPEATS}", [{name: part[name] for name in shown} for part in parts])
     if stages:
         content["seconds"] = run_seconds(config)
         table(f"{task}, a whole run, seconds", [content["seconds"]])
