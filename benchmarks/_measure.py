@@ -106,7 +106,7 @@ def physics_program(
 
 
 def engine_seconds(config: gorl.EnvConfig, env: gorl.EpisodicEnv, num_envs: int, num_steps: int) -> float | None:
-    """The seconds that MuJoCo's engine by itself takes for so many control steps of a task under random controls.
+    """The seconds that MuJoCo's engine by itself takes for control steps of a task under random controls.
 
     It starts where episodes start, so that it meets the same contacts. No environment on this engine can be faster.
     `None` if something else simulates the environment.
@@ -148,8 +148,8 @@ def fresh_policy(
 def rollout_program(
     config: gorl.Config, env: gorl.EpisodicEnv, policy: gorl.Policy
 ) -> tuple[Callable[..., Any], tuple[Any, ...], gorl.Experience, float]:
-    """The rollout of one iteration of PPO: a compiled function, arguments with episodes under way, what the policy
-    experienced before, and the seconds of compiling."""
+    """The rollout of one iteration of PPO: a compiled function, its arguments, in which episodes have started, the
+    experience of the rollout before, and the seconds of compiling."""
     learner, training = config.learner, env.in_training
     assert isinstance(learner, gorl.PPO)
 

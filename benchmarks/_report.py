@@ -38,9 +38,7 @@ def benchmark(name: str, **options: Any) -> typer.Typer:
 def answer(app: typer.Typer, arguments: Sequence[str] | None = None) -> None:
     """Runs the command line of a benchmark. Bad input gets one sentence on standard error and exit code 2."""
     try:
-        app(arguments, standalone_mode=False)
-    except typer.Abort:  # what typer makes of Ctrl-C
-        sys.exit(130)
+        sys.exit(app(arguments, standalone_mode=False))
     except (gorl.InputError, UsageError) as error:
         sentence = str(error) if isinstance(error, gorl.InputError) else error.format_message()  # pyright: ignore[reportAttributeAccessIssue]
         print(f"benchmarks.{app.info.name}: {sentence}", file=sys.stderr)

@@ -92,7 +92,7 @@ def compare(
 
 @app.command()
 def decoder(task: Task = "PointMass", repeats: Repeats = 3, out: Out = COSTS) -> None:
-    """GoRL with flow matching over Gaussian PPO: a whole run each, with the same networks and as many steps.
+    """GoRL with flow matching over Gaussian PPO: whole runs with the same networks and the same number of steps.
 
     Our PPO has the entropy of the action, by quadrature. Other implementations have that of the Gaussian before `tanh`,
     in closed form, which is cheaper: GoRL is compared with both.
@@ -114,7 +114,7 @@ def seeds(
     repeats: Repeats = 3,
     out: Out = COSTS,
 ) -> None:
-    """Several seeds in one call, on every core, over as many times one seed."""
+    """Several seeds in one call, on every core, over the same seeds one after the other."""
     config = gorl.replace(gorl.preset(task), {"stage_steps": (200_000, 200_000), "evaluation_interval": 100_000})
     jax.config.update("jax_num_cpu_devices", gorl.internal.num_cores())
     keys = jax.random.split(jax.random.key(0), number)

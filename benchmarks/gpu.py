@@ -60,7 +60,7 @@ class Plan:
 def full_plan(implementation: str | None) -> Plan:
     """What is measured on a GPU; the implementation is that of the physics in training."""
     physics = {"env.implementation": implementation}
-    # An evaluation takes as many steps in a row as an episode has: here no more than training.
+    # An evaluation runs a whole episode step by step: short episodes keep it shorter than the learning.
     short = {"env.episode_length": 200, "evaluation_episodes": 16}
     seeds_config = gorl.replace(gorl.reschedule(gorl.preset("PointMass"), num_stages=1), short | physics)
     config = gorl.replace(gorl.preset("FingerSpin", "paper"), physics)
@@ -120,7 +120,7 @@ def physics(report: Report, task: str, implementation: str, num_envs: int, num_s
 
 
 def learning(report: Report, config: gorl.Config, seeds: int, iterations: int) -> None:
-    """How fast several seeds learn in one call, over as many calls of one seed."""
+    """How fast several seeds learn in one call, and their time over that of one seed after the other."""
     steps = config.steps_per_iteration * (iterations + 1)
     config = gorl.replace(config, {"stage_steps": (steps,), "evaluation_interval": steps})
     times, before = [], 0.0

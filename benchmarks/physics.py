@@ -31,7 +31,7 @@ def rollout_timer(config: gorl.Config) -> tuple[Callable[[], float], float]:
 
 
 def envpool_seconds(task: str, num_envs: int, num_steps: int) -> float:
-    """The seconds that EnvPool takes for as many steps, in a process of its own."""
+    """The seconds that EnvPool takes for the same number of steps, in a process of its own."""
     num_threads = gorl.internal.num_cores()
     settings = {"task": task, "num_envs": num_envs, "num_steps": num_steps, "num_threads": num_threads}
     printed, _ = timed_process(sys.executable, "-m", "benchmarks._peer_envpool", json.dumps(settings))

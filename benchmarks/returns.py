@@ -32,7 +32,7 @@ app = benchmark("returns")
 
 
 class Cell:
-    """One task and one method: so many seeds of a preset, whose results go to a directory."""
+    """One task and one method: the seeds of a preset, side by side, and the files of their results."""
 
     def __init__(self, scale: str, task: str, method: str, seeds: int, directory: pathlib.Path):
         self.scale, self.task, self.method, self.seeds = scale, task, method, seeds
@@ -47,7 +47,7 @@ class Cell:
 
     @property
     def is_finished(self) -> bool:
-        """Whether there are results of the present preset, and of as many seeds."""
+        """Whether there are results of the present preset, of this number of seeds or more."""
         if not self.has_results or self.summary()["seeds"] < self.seeds:
             return False
         try:
@@ -114,7 +114,7 @@ class Cell:
         }
 
     def paper_return(self, steps: int) -> str:
-        """The return in the paper of this task and method after as many environment steps, if it has one."""
+        """The return that the paper reports of this task and method after this number of steps, if it does."""
         near = [column for budget, column in PAPER_BUDGETS.items() if abs(steps - budget) <= 0.05 * budget]
         name = self.method.replace("gorl-", "gorl_")
         with PAPER_RETURNS.open() as file:

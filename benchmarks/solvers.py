@@ -64,7 +64,7 @@ VARIANTS = (
 
 
 def loaded(path: pathlib.Path, task: str, seeds: int) -> list[gorl.Policy]:
-    """The policies of the first seeds of a run; refuses one that has not as many, or no flow."""
+    """The policies of the first seeds of a run; refuses a run of fewer seeds, or without a flow."""
     policies = gorl.load_policy(path, env=task)
     flow_decoder(policies)
     shape = jnp.shape(cast(gorl.StagedDecoder, policies.decoder).fitted)

@@ -14,7 +14,7 @@ from benchmarks import costs
 
 
 def steps_that_take(seconds):
-    """As `timed`, of steps of the schedule that take so many seconds by phase, and a hundred more for compiling."""
+    """As `timed`, with given seconds for the steps of each phase, and a hundred more for compiling."""
 
     def timed(config, start):
         for number, step in enumerate(gorl.make_schedule(config)):
@@ -135,7 +135,7 @@ class WideState(eqx.Module):
 
 
 class Wide(eqx.Module):
-    """Shows as many numbers as the larger robots do."""
+    """Has observations of the size of larger robots'."""
 
     observation_size: int = 24
     action_size: int = 1

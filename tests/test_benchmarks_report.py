@@ -1,8 +1,12 @@
 """What the benchmarks share: bad input has one answer, and what is left says where it was measured."""
 
+import ast
+import importlib.metadata
 import json
 import pathlib
 import re
+import sys
+import tomllib
 
 import answering
 import pytest
@@ -10,6 +14,7 @@ import pytest
 import gorl
 from benchmarks import _report, costs, gpu, peers, physics, returns, solvers, throughput
 
+ROOT = pathlib.Path(__file__).parent.parent
 APPS = {app.info.name: app for app in (module.app for module in (gpu, peers, physics, returns, solvers, throughput))}
 BAD = {
     "gpu": ["--no-such-option", "--minutes -1", "--implementation bullet"],
@@ -95,6 +100,29 @@ def test_a_table_has_a_column_for_each_key_and_gaps_where_a_row_has_none(capsys)
 
 
 def test_every_benchmark_has_a_test_of_its_name():
-    root = pathlib.Path(__file__).parent.parent
-    for path in (root / "benchmarks").glob("[a-z]*.py"):
-        assert (root / "tests" / f"test_benchmarks_{path.stem}.py").exists()
+    for path in (ROOT / "benchmarks").glob("[a-z]*.py"):
+        assert (ROOT / "tests" / f"test_benchmarks_{path.stem}.py").exists()
+
+
+def test_the_benchmarks_import_nothing_but_what_the_library_declares():
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    distributions = importlib.metadata.packages_distributions()
+    allowed = {re.split(r"[^\w-]", text)[0].lower() for text in declared} | {"envpool"}  # which is asked for by name
+    for path in (ROOT / "benchmarks").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.level == 0:
+                names = [node.module]
+            for name in (name.partition(".")[0] for name in names):
+                of = {one.lower() for one in distributions.get(name, [name])}
+                assert name in sys.stdlib_module_names or name == "gorl" or of & allowed, f"{path} imports {name}"
+
+
+def test_ctrl_c_ends_a_benchmark_without_a_traceback():
+    app = _report.benchmark("endless")
+
+    @app.command()
+    def main():
+        raise KeyboardInterrupt
+
+    assert answering.run(app) == (130, "", "")

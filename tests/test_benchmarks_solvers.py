@@ -118,7 +118,7 @@ def test_observations_are_those_that_the_policy_meets(comparison, make_policy):
     assert observations.shape == latents.shape == (64, 2)
     assert len(np.unique(observations, axis=0)) == 64
     few, _ = solvers.pairs(gorl.EnvConfig("MultiGoal", episode_length=2), make_policy(2, 2), 64, jax.random.key(0))
-    assert few.shape == (64, 2)  # drawn again where there are not as many
+    assert few.shape == (64, 2)  # drawn again where there are too few
 
 
 def test_results_are_left_after_each_row(invoke, policy_file, tmp_path, monkeypatch):
@@ -188,3 +188,9 @@ def test_seeds_of_a_run_are_taken_one_by_one(finished_run):
     assert not bool(
         jnp.all(policies[0].encoder.network.layers[0].weight == policies[1].encoder.network.layers[0].weight)
     )
+
+
+@pytest.mark.parametrize("path", sorted(solvers.RESULTS.glob("solvers/*.json")), ids=lambda path: path.stem)
+def test_the_committed_results_can_be_drawn(path):
+    content = json.loads(path.read_text())
+    assert solvers.figure(content["task"], content["rows"]).startswith(b"\x89PNG")
