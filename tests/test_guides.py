@@ -129,7 +129,10 @@ def check_command(words):
             assert set(what.removeprefix(".").strip("[]").split(",")) - {""} <= set(
                 PROJECT["project"]["optional-dependencies"]
             )
-        case [("python" | "python3"), "-m", ("venv" | "pytest"), *_] | [("mkdocs" | "ruff" | "pyright" | "pre-commit"), *_]:
+        case [("python" | "python3"), "-m", ("venv" | "pytest"), *_] | [
+            ("mkdocs" | "ruff" | "pyright" | "pre-commit"),
+            *_,
+        ]:
             pass
         case [(".ci/run" | "run"), *_]:
             assert (ROOT / ".ci/run").exists()
@@ -194,7 +197,17 @@ def test_every_file_and_name_that_is_mentioned_is_there(path):
         assert name in fields or name.split(".")[1] in ALLOWED, name
 
 
-ALLOWED = {"step", "update", "decode", "init", "mode", "observation_size", "sample", "divergence_coefficient", "num_layers"}
+ALLOWED = {
+    "step",
+    "update",
+    "decode",
+    "init",
+    "mode",
+    "observation_size",
+    "sample",
+    "divergence_coefficient",
+    "num_layers",
+}
 
 
 def every_field(group):
@@ -218,6 +231,8 @@ def test_the_guides_are_in_the_package():
 
 
 def test_the_reference_has_every_public_name():
-    imports = [node for node in ast.parse((ROOT / "gorl/__init__.py").read_text()).body if isinstance(node, ast.ImportFrom)]
+    imports = [
+        node for node in ast.parse((ROOT / "gorl/__init__.py").read_text()).body if isinstance(node, ast.ImportFrom)
+    ]
     public = {alias.asname for node in imports for alias in node.names if alias.asname} - {"internal"}
     assert set(re.findall(r"^::: gorl\.(\w+)$", (ROOT / ".docs/api.md").read_text(), re.MULTILINE)) == public
