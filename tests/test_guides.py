@@ -1,6 +1,7 @@
 """What the guides and the README show has to work: examples, commands, links and names."""
 
 import ast
+import dataclasses
 import importlib
 import pathlib
 import re
@@ -19,6 +20,9 @@ GUIDES = sorted((ROOT / "gorl/guides").glob("*.md"))
 DOCUMENTS = [ROOT / "README.md", *GUIDES, *sorted((ROOT / ".github").glob("*.md"))]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 # What is trained in an example is trained with these sizes, where the config has them.
+# What comes after a group's name and is no field of the library: methods, and fields that examples declare.
+NO_FIELDS = {"decode", "encoder", "init", "mode", "observation_size", "sample", "step", "update"}
+NO_FIELDS |= {"divergence_coefficient", "num_layers"}
 QUICK = ("MultiGoal", "PointMass", "my_env:Swing")
 SMALL = {
     "env.episode_length": 20,
@@ -125,6 +129,8 @@ def check_command(words):
             check_options(app, arguments)
         case [("python" | "python3"), "-m", module, *arguments] if module.startswith("benchmarks."):
             check_options(importlib.import_module(module), arguments)
+        case ["pip", "install", "pre-commit"]:
+            pass
         case ["pip", "install", "-e", what]:
             assert set(what.removeprefix(".").strip("[]").split(",")) - {""} <= set(
                 PROJECT["project"]["optional-dependencies"]
@@ -183,37 +189,24 @@ def test_every_link_leads_somewhere(path):
             assert to in GUIDES, f"{target} is not in the package"
 
 
-@pytest.mark.parametrize("path", [pytest.param(path, id=path.name) for path in DOCUMENTS])
+@pytest.mark.parametrize(
+    "path", [pytest.param(path, id=path.name) for path in DOCUMENTS if path.name != "CHANGELOG.md"]
+)
 def test_every_file_and_name_that_is_mentioned_is_there(path):
     for name in re.findall(r"`((?:gorl|cli|benchmarks|tests|\.github|\.ci|\.docs)/[\w./+-]*)`", path.read_text()):
         assert (ROOT / name).exists(), name
     for name in re.findall(r"`(_\w+(?:/_\w+)?(?:\.py|/))`", path.read_text()):
         assert (ROOT / "gorl" / name).exists(), name
     for name in re.findall(r"\bgorl\.([A-Za-z_]\w+)", path.read_text()):
-        assert hasattr(gorl, name) or name in ("eqx", "py", "egg"), f"gorl.{name}"
+        assert hasattr(gorl, name), f"gorl.{name}"
     fields = {f"{group}.{field}" for group in ("env", "decoder", "refinement") for field in every_field(group)}
     fields |= {f"learner.{field}" for field in every_field("learner")}
     for name in re.findall(r"\b((?:learner|decoder|refinement|env)\.[a-z]\w+)\b", path.read_text()):
-        assert name in fields or name.split(".")[1] in ALLOWED, name
-
-
-ALLOWED = {
-    "step",
-    "update",
-    "decode",
-    "init",
-    "mode",
-    "observation_size",
-    "sample",
-    "divergence_coefficient",
-    "num_layers",
-}
+        assert name in fields or name.split(".")[1] in NO_FIELDS, name
 
 
 def every_field(group):
     """The fields that a group of a config can have, whatever its class."""
-    import dataclasses
-
     kinds = {
         "env": [gorl.EnvConfig],
         "learner": [gorl.PPO, gorl.FPO, gorl.DPPO, gorl.SAC, gorl.REPPO],

@@ -92,7 +92,8 @@ def test_the_figures_in_sentences_are_in_the_tables():
     for path in (README, SPEED):
         prose = re.sub(r"^\|.*$", "", path.read_text(), flags=re.MULTILINE)
         for figure in re.findall(r"(?<![\d.])\d\.\d\d(?![\d.])", prose):
-            assert figure in known or figure in ("0.50", "1.00"), f"{figure} in {path.name}"
+            if figure not in ("3.11", "3.12", "3.13"):  # versions of Python
+                assert figure in known, f"{figure} in {path.name}"
 
 
 def test_the_machine_and_the_versions_are_those_of_the_raw_files():
@@ -100,7 +101,8 @@ def test_the_machine_and_the_versions_are_those_of_the_raw_files():
     measured = [content for path in paths if "machine" in (content := figures.raw(path))]
     assert len(measured) > 10
     for content in measured:
-        assert content["machine"].startswith("Linux") and "x86_64" in content["machine"]
+        assert content["machine"].startswith("Linux")
+        assert "x86_64" in content["machine"]
         assert (content["cores"], content["device"]) == (2, "cpu")
         for package in ("gorl", "jax", "equinox", "diffrax", "mujoco-mjx", "brax"):
             for document in (README, SPEED):
