@@ -304,7 +304,7 @@ def export(
         pathlib.Path, typer.Option("-o", "--out", help="The file: .stablehlo, .onnx, or both if it has no suffix.")
     ],
     draw: Annotated[
-        str, typer.Option(help="What the policy is given to draw with: a latent, of which 0 is the mode, or a seed.")
+        str, typer.Option(help="The source of randomness: a latent, of which 0 is the mode, or a seed (.stablehlo).")
     ] = "latent",
     seed: PolicySeed = None,
 ) -> None:

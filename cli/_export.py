@@ -12,7 +12,7 @@ from ._say import say
 _DRAWS = ("latent", "seed")
 _KINDS: dict[str, Callable[[gorl.Policy, str], bytes]] = {
     ".stablehlo": gorl.export_stablehlo,
-    ".onnx": gorl.export_onnx,
+    ".onnx": lambda policy, _: gorl.export_onnx(policy),  # of latents only
 }
 
 
@@ -28,8 +28,10 @@ def check_export(path: pathlib.Path, draw: str) -> None:
     `gorl.InputError` if it cannot.
     """
     suffix = check_output(path, (*_KINDS, ""))
-    for file in _files(path):
+    for file in _files(path, draw):
         check_output(file, _KINDS)
+    if suffix == ".onnx" and draw == "seed":
+        raise gorl.InputError("an .onnx takes latents only: leave out --draw seed, or make a .stablehlo.")
     if suffix == ".onnx" and importlib.util.find_spec("onnx") is None:
         raise gorl.InputError(
             "an .onnx takes the package onnx, which is not installed: pip install 'gorl[onnx]', or make a .stablehlo."
@@ -46,7 +48,7 @@ def export(policy: gorl.Policy, path: pathlib.Path, draw: str) -> None:
     - `policy`: a single one.
     - `path`: the file: `.stablehlo` or `.onnx`; or one without a suffix, which is given both. Then the `.onnx` is left
         out, with a word about why, if it cannot be made.
-    - `draw`: what decides which of the policy's actions it is: `"latent"` or `"seed"`.
+    - `draw`: what decides which of the policy's actions it is: `"latent"` or `"seed"`, for a `.stablehlo` only.
 
     **Raises:**
 
@@ -57,7 +59,7 @@ def export(policy: gorl.Policy, path: pathlib.Path, draw: str) -> None:
     observation = ("observation", "float32", (policy.observation_size,))
     action = ("action", "float32", (policy.action_size,))
     signature = f"{_described(observation)}, {_described(drawn)} -> {_described(action)}"
-    for file in _files(path):
+    for file in _files(path, draw):
         try:
             content = _KINDS[file.suffix.lower()](policy, draw)
         except gorl.InputError as error:
@@ -69,9 +71,10 @@ def export(policy: gorl.Policy, path: pathlib.Path, draw: str) -> None:
         print(f"{file}, {len(content) / 1000:,.0f} kB: {signature}")
 
 
-def _files(path: pathlib.Path) -> list[pathlib.Path]:
+def _files(path: pathlib.Path, draw: str) -> list[pathlib.Path]:
     """The files that a path stands for."""
-    return [path] if path.suffix else [path.with_suffix(suffix) for suffix in _KINDS]
+    suffixes = (".stablehlo",) if draw == "seed" else _KINDS
+    return [path] if path.suffix else [path.with_suffix(suffix) for suffix in suffixes]
 
 
 def _described(array: tuple[str, str, tuple[int, ...]]) -> str:
