@@ -206,7 +206,8 @@ class _Graph:
             results = equation.primitive.bind(*inputs, **parameters)
             return results if equation.primitive.multiple_results else [results]
         if name in _CONTROL:
-            return _CONTROL[name](self, inputs, **parameters)
+            outputs = [variable.aval for variable in equation.outvars]
+            return _CONTROL[name](self, inputs, outputs=outputs, **parameters)
         if name in _MOVED and not any(isinstance(value, _Unknown) for value in _without(inputs, _MOVED[name])):
             return self.move(equation, inputs)
         if name in _REWRITTEN:
@@ -301,8 +302,14 @@ def _while(graph: _Graph, inputs: list[Any], cond_jaxpr: Any, body_jaxpr: Any, *
         carry = graph.run(body_jaxpr.jaxpr, body_jaxpr.consts, [*body, *carry])
 
 
-def _scan(graph: _Graph, inputs: list[Any], jaxpr: Any, length: int, reverse: bool, **parameters: Any) -> list[Any]:
-    num_constants, num_carry = parameters["num_consts"], parameters["num_carry"]
+def _scan(
+    graph: _Graph, inputs: list[Any], outputs: list[Any], jaxpr: Any, length: int, reverse: bool, **_: Any
+) -> list[Any]:
+    # Constants, the carry and the scanned arrays, in this order. Their numbers are read from the shapes, as the
+    # parameters that hold them differ between versions of JAX: what is scanned has one more axis outside.
+    num_carry = sum(len(outer.shape) == len(inner.shape) for outer, inner in zip(outputs, jaxpr.out_avals, strict=True))
+    num_scanned = sum(_rank(outer) > len(inner.shape) for outer, inner in zip(inputs, jaxpr.in_avals, strict=True))
+    num_constants = len(inputs) - num_carry - num_scanned
     constants, carry = inputs[:num_constants], inputs[num_constants : num_constants + num_carry]
     columns, rows = inputs[num_constants + num_carry :], []
     for index in reversed(range(length)) if reverse else range(length):
@@ -310,13 +317,17 @@ def _scan(graph: _Graph, inputs: list[Any], jaxpr: Any, length: int, reverse: bo
         results = graph.run(jaxpr.jaxpr, jaxpr.consts, [*constants, *carry, *row])
         carry = results[:num_carry]
         rows.append(results[num_carry:])
-    outputs = []
+    stacked = []
     for column, like in zip(zip(*rows[:: -1 if reverse else 1], strict=True), jaxpr.out_avals[num_carry:], strict=True):
         if any(isinstance(value, _Unknown) for value in column):
-            outputs.append(graph.simplified(np.stack([graph.elements(value) for value in column]), like.dtype))
+            stacked.append(graph.simplified(np.stack([graph.elements(value) for value in column]), like.dtype))
         else:
-            outputs.append(jnp.stack(column))  # by JAX, because random keys have no place in a tensor
-    return [*carry, *outputs]
+            stacked.append(jnp.stack(column))  # by JAX, because random keys have no place in a tensor
+    return [*carry, *stacked]
+
+
+def _rank(value: Any) -> int:
+    return value.elements.ndim if isinstance(value, _Unknown) else value.ndim if hasattr(value, "ndim") else 0
 
 
 # --- Arithmetic: each lowering adds the nodes of an equation, and returns the name of its result ---
@@ -435,17 +446,17 @@ _MOVED = {
 }
 _REWRITTEN = {
     "clamp": lambda low, x, high: jnp.minimum(jnp.maximum(x, low), high),
-    "erfc": lambda x: 1 - jax.lax.erf(x),
+    "erfc": lambda x, **_: 1 - jax.lax.erf(x),
     "exp2": lambda x, **_: jax.lax.pow(jnp.full_like(x, 2), x),
     "expm1": lambda x, **_: jnp.tanh(x / 2) * (jnp.exp(x) + 1),
     "integer_pow": lambda x, y: jax.lax.pow(x, jnp.full_like(x, y)),
-    "is_finite": lambda x: x - x == 0,
+    "is_finite": lambda x, **_: x - x == 0,
     "log1p": _log1p,
-    "ne": lambda x, y: ~(x == y),
+    "ne": lambda x, y, **_: ~(x == y),
     "reduce_and": lambda x, **parameters: jnp.min(x.astype(jnp.int32), parameters["axes"]) == 1,
     "reduce_or": lambda x, **parameters: jnp.max(x.astype(jnp.int32), parameters["axes"]) == 1,
     "rsqrt": lambda x, **_: 1 / jnp.sqrt(x),
-    "square": lambda x: x * x,
+    "square": lambda x, **_: x * x,
 }
 _ELEMENTWISE = {
     "abs": "Abs", "acos": "Acos", "acosh": "Acosh", "add": "Add", "add_any": "Add", "asin": "Asin", "asinh": "Asinh",
