@@ -1,4 +1,4 @@
-"""Brax's own PPO in a process of its own: `python -m benchmarks._peer_brax SETTINGS` prints what it took as JSON."""
+"""Brax's own PPO: `python -m benchmarks._peer_brax SETTINGS` prints the rates as JSON."""
 
 import functools
 import json
@@ -12,17 +12,12 @@ from brax.training.agents.ppo import networks, train
 from mujoco_playground import registry, wrapper
 
 
-def put_replicated(tree: Any, devices: list[Any]) -> Any:
-    """What `jax.device_put_replicated` was, which Brax's trainers still call and JAX no longer has."""
-    assert len(devices) == 1, "the comparison is on one device"
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], tree)
-
-
 def main() -> None:
     """Trains, and prints the rate of each iteration."""
     settings = json.loads(sys.argv[1])
+    # Brax's trainers call it, and newer versions of JAX do not have it. The comparison is on one device.
     if not hasattr(jax, "device_put_replicated"):
-        jax.device_put_replicated = put_replicated
+        jax.device_put_replicated = lambda tree, _: jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], tree)
     rates: list[float] = []
 
     def progress(_: int, metrics: Mapping[str, Any]) -> None:
@@ -30,8 +25,10 @@ def main() -> None:
             rates.append(float(metrics["training/sps"]))
 
     environment: Any = registry.load(settings["task"], config_overrides={"impl": "jax"})
-    policy = (settings["policy_width"],) * settings["policy_depth"]
-    value = (settings["value_width"],) * settings["value_depth"]
+    hidden = {
+        f"{name}_hidden_layer_sizes": (settings[f"{name}_width"],) * settings[f"{name}_depth"]
+        for name in ("policy", "value")
+    }
     train.train(
         environment=environment,
         num_timesteps=settings["steps"],
@@ -48,9 +45,7 @@ def main() -> None:
         normalize_observations=True,
         reward_scaling=10.0,
         clipping_epsilon=0.2,
-        network_factory=functools.partial(
-            networks.make_ppo_networks, policy_hidden_layer_sizes=policy, value_hidden_layer_sizes=value
-        ),
+        network_factory=functools.partial(networks.make_ppo_networks, **hidden),
         num_evals=settings["iterations"] + 1,
         run_evals=False,
         progress_fn=progress,

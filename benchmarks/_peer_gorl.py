@@ -1,4 +1,4 @@
-"""GoRL's PPO at a peer's settings in a process of its own: prints what it took as JSON, as [`_peer_brax`][] does."""
+"""GoRL's PPO with a peer's settings: `python -m benchmarks._peer_gorl SETTINGS` prints the rates as JSON."""
 
 import json
 import sys
@@ -7,18 +7,16 @@ import jax
 
 import gorl
 
-from ._report import timed
+from ._measure import timed
 
 
 def main() -> None:
     """Trains, and prints the rate of each iteration."""
     settings = json.loads(sys.argv[1])
-    sizes = ("num_envs", "unroll_length", "num_unrolls", "num_minibatches", "num_epochs")
-    networks = ("policy_width", "policy_depth", "value_width", "value_depth")
-    learner = gorl.PPO(on_actions=True, **{name: settings[name] for name in (*sizes, *networks)})
+    sizes = {name: size for name, size in settings.items() if name not in ("task", "iterations", "steps")}
     config = gorl.Config(
         env=gorl.EnvConfig(settings["task"]),
-        learner=learner,
+        learner=gorl.PPO(on_actions=True, **sizes),
         decoder=gorl.Identity(),
         stage_steps=(settings["steps"],),
         evaluation_interval=settings["steps"],
@@ -28,7 +26,7 @@ def main() -> None:
         if step.phase == gorl.Phase.LEARN:
             rates.append(config.steps_per_iteration / seconds)
             if len(rates) == settings["iterations"]:
-                break  # what follows are evaluations, which the peer does not make
+                break  # only evaluations follow, which the peers do not make
     print(json.dumps({"steps_per_second": rates}))
 
 

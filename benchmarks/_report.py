@@ -1,20 +1,15 @@
-"""What the benchmarks share: clocks, where they were read, and how what was found is left and shown."""
+"""How the benchmarks take input, answer bad input, and leave and show what they measured."""
 
 import functools
 import io
 import json
-import os
 import pathlib
 import platform
-import statistics
-import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Collection, Sequence
 from importlib.metadata import version
-from typing import Any
+from typing import Annotated, Any
 
-import equinox as eqx
 import jax
 import matplotlib.figure
 import rich.console
@@ -24,112 +19,88 @@ import typer
 import gorl
 
 RESULTS = pathlib.Path(__file__).parent / "results"
-GORL = (sys.executable, "-m", "gorl_cli")
-PACKAGES = ("gorl", "jax", "jaxlib", "equinox", "diffrax", "mujoco-mjx", "brax")
+PACKAGES = ("gorl", "jax", "jaxlib", "equinox", "diffrax", "mujoco", "mujoco-mjx", "playground", "brax")
+# Okabe and Ito's palette, which colour-blind people can tell apart, without its yellow; and grey.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#56B4E9", "#E69F00", "#999999")
 console = rich.console.Console(highlight=False, width=None if sys.stdout.isatty() else 150)
+Out = Annotated[pathlib.Path, typer.Option(help="The directory of the results.")]
+Repeats = Annotated[int, typer.Option(min=1, help="Measurements of each, in turns; their medians are compared.")]
+Settings = Annotated[list[str] | None, typer.Option("--set", help="FIELD=VALUE, as in gorl train.")]
+Tasks = Annotated[list[str] | None, typer.Option("--task", help="A task; may be given several times.")]
+UsageError: type[Exception] = typer.BadParameter.__bases__[0]  # click's, which newer versions of typer contain
+
+
+def benchmark(name: str, **options: Any) -> typer.Typer:
+    """The command line of a benchmark, to be run with [`answer`][]."""
+    return typer.Typer(name=name, add_completion=False, pretty_exceptions_enable=False, **options)
+
+
+def answer(app: typer.Typer, arguments: Sequence[str] | None = None) -> None:
+    """Runs the command line of a benchmark. Bad input gets one sentence on standard error and exit code 2."""
+    try:
+        sys.exit(app(arguments, standalone_mode=False))
+    except (gorl.InputError, UsageError) as error:
+        sentence = str(error) if isinstance(error, gorl.InputError) else error.format_message()  # pyright: ignore[reportAttributeAccessIssue]
+        print(f"benchmarks.{app.info.name}: {sentence}", file=sys.stderr)
+        sys.exit(2)
+
+
+def parse_settings(
+    config: gorl.Config, settings: Sequence[str] | None, allowed: Collection[str] | None = None
+) -> dict[str, Any]:
+    """The values that `--set FIELD=VALUE` gives to fields of a config, or to the allowed ones, by dotted name."""
+    values = {}
+    for setting in settings or []:
+        name, separator, text = (part.strip() for part in setting.partition("="))
+        if not separator:
+            raise gorl.InputError(f"--set {setting} sets nothing: write it as FIELD=VALUE.")
+        if allowed is not None and name not in allowed:
+            raise gorl.internal.unknown_name("field that --set may set here", name, allowed)
+        values[name] = gorl.internal.parse(config, name, text)
+    return values
 
 
 @functools.cache
 def machine() -> dict[str, Any]:
-    """Where it was measured, and with what."""
+    """The machine and the versions that a measurement was made with."""
     return {
         "machine": platform.platform(),
         "device": jax.devices()[0].device_kind,
         "devices": len(jax.devices()),
-        "cores": num_cores(),
+        "cores": gorl.internal.num_cores(),
+        "python": platform.python_version(),
     } | {name: version(name) for name in PACKAGES}
 
 
 def write(path: pathlib.Path, content: dict[str, Any]) -> None:
-    """Leaves figures in a JSON file, with where they were measured."""
+    """Writes measurements to a JSON file, with the machine and the versions."""
     path.parent.mkdir(parents=True, exist_ok=True)
     gorl.internal.write_whole(path, json.dumps({**content, **machine()}, indent=2) + "\n")
 
 
-def num_cores() -> int | None:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-
-
-def with_settings(config: gorl.Config, settings: list[str] | None) -> gorl.Config:
-    """A config with fields set by texts such as `learner.num_envs=256`.
-
-    **Raises:**
-
-    `gorl.InputError` for a text that sets nothing, or a config that cannot be.
-    """
-    values = {}
-    for setting in settings or []:
-        name, separator, text = setting.partition("=")
-        if not separator:
-            raise gorl.InputError(f"--set {setting} sets nothing: write it as FIELD=VALUE.")
-        values[name.strip()] = gorl.internal.parse(config, name.strip(), text.strip())
-    return gorl.replace(config, values)
-
-
-def compiled(function: Callable[..., Any], *arguments: Any) -> tuple[Callable[..., Any], float]:
-    """A function compiled for its arguments, and the seconds that took, tracing included."""
-    began = time.perf_counter()
-    run = eqx.filter_jit(function).lower(*arguments).compile()  # pyright: ignore[reportFunctionMemberAccess]
-    return run, time.perf_counter() - began
-
-
-def seconds(function: Callable[..., Any], *arguments: Any, repeats: int = 5) -> float:
-    """The median time of a call, once it has been compiled and its buffers are there."""
-    jax.block_until_ready(function(*arguments))
-    return statistics.median(once(function, *arguments) for _ in range(repeats))
-
-
-def once(function: Callable[..., Any], *arguments: Any) -> float:
-    """The time of one call until its results are there."""
-    began = time.perf_counter()
-    jax.block_until_ready(function(*arguments))
-    return time.perf_counter() - began
-
-
-def process_seconds(*command: str) -> float:
-    """How long a process takes, from its start to its end."""
-    began = time.perf_counter()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    return time.perf_counter() - began
-
-
-def timed(
-    config: gorl.Config, start: jax.Array | gorl.TrainState
-) -> Iterator[tuple[gorl.ScheduleStep, gorl.TrainState, float]]:
-    """The chunks of a run, each with the state after it and its seconds until everything is there.
-
-    The first of them is compiled in its time, and with it all others: nothing is compiled beside what is measured.
-    """
-    last = time.perf_counter()
-    gorl.precompile(config, start)
-    for step, state in gorl.iterate(config, start):
-        jax.block_until_ready(state)
-        yield step, state, time.perf_counter() - last
-        last = time.perf_counter()
-
-
-def png(picture: matplotlib.figure.Figure) -> bytes:
-    """A picture as a file's content."""
-    content = io.BytesIO()
-    picture.savefig(content, format="png", dpi=150)
-    return content.getvalue()
-
-
-def table(title: str, columns: dict[str, list[str]], left: tuple[str, ...] = ()) -> None:
-    """Prints columns by their headings; numbers, which most are, to the right."""
+def table(title: str, rows: Sequence[dict[str, Any]]) -> None:
+    """Prints a row for each dict and a column for each key, texts to the left and numbers to the right."""
     shown = rich.table.Table(title=title, title_justify="left")
+    columns = list(dict.fromkeys(name for row in rows for name in row))
     for name in columns:
-        shown.add_column(name, justify="left" if name in left else "right", no_wrap=True)
-    for row in zip(*columns.values(), strict=True):
-        shown.add_row(*row)
+        is_text = any(isinstance(row.get(name), str) for row in rows)
+        shown.add_column(name, justify="left" if is_text else "right", no_wrap=True)
+    for row in rows:
+        shown.add_row(*(in_few_digits(row.get(name)) for name in columns))
     console.print(shown)
 
 
-def answer(app: typer.Typer) -> None:
-    """Runs a benchmark as a program: bad input is one sentence on standard error, and exit code 2."""
-    try:
-        app()
-    except gorl.InputError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
+def in_few_digits(value: str | int | float | None) -> str:
+    """A value as a table shows it: integers in full, other numbers with three digits."""
+    if isinstance(value, bool):
+        return "yes" if value else "NO"
+    if value is None or isinstance(value, str):
+        return value or ""
+    return f"{value:,.0f}" if isinstance(value, int) or abs(value) >= 1000 else f"{value:#.3g}".rstrip(".")
+
+
+def png(picture: matplotlib.figure.Figure) -> bytes:
+    """A picture as the content of a PNG file."""
+    content = io.BytesIO()
+    picture.savefig(content, format="png", dpi=150)
+    return content.getvalue()

@@ -1,211 +1,152 @@
 """What every method earns: tasks by methods, all seeds of a cell in one vmapped run of `gorl train`.
 
-A cell leaves `TASK_METHOD.csv` (the raw curve: a row per seed and evaluation) and `TASK_METHOD.json` (config, versions,
-what the best policies earned). Finished cells are not run again, so the whole can be stopped and gone on with.
+A cell leaves `TASK_METHOD.csv`, the raw curve with a row for each seed and evaluation, and `TASK_METHOD.json`: the
+config, the machine, the versions and what the best policies earned. Finished cells do not run again, so that a
+benchmark that was stopped goes on.
 """
 
 import csv
-import functools
 import json
 import pathlib
-import signal
 import subprocess
 import tempfile
 import time
-from typing import Annotated
+from typing import Annotated, Any
 
-import matplotlib
 import matplotlib.figure
 import matplotlib.ticker
 import numpy as np
-import rich.table
 import typer
-from rliable import library, metrics
 
 import gorl
 
-from ._report import GORL, console, png
+from . import _report
+from ._measure import GORL
+from ._report import PALETTE, Out, Tasks, answer, benchmark, console, png, table, write
 
 TRAIN = (*GORL, "train")
-RESULTS = pathlib.Path(__file__).parent / "results" / "returns"
+RESULTS = _report.RESULTS / "returns"
 PAPER_RETURNS = pathlib.Path(__file__).parent / "paper_returns.csv"
-# Okabe and Ito's palette, which colour-blind people can tell apart.
-COLOURS = {
-    "gorl-flow": "#0072B2",
-    "gorl-diffusion": "#D55E00",
-    "gorl-sac": "#CC79A7",
-    "ppo": "#000000",
-    "fpo": "#009E73",
-    "fpo++": "#56B4E9",
-    "dppo": "#E69F00",
-    "sac": "#999999",
-}
-PAPER_NAMES = {"gorl-flow": "gorl_flow", "gorl-diffusion": "gorl_diffusion"}
-DASHED = {"gorl-diffusion"}  # its first stage is that of gorl-flow, line on line
+PAPER_BUDGETS = {60_000_000: "return_60M", 120_000_000: "return_120M", 180_000_000: "return_180M_mean"}
+app = benchmark("returns")
 
 
 class Cell:
-    """One task and one method.
-
-    **Arguments:**
-
-    - `scale`, `task`, `method`: what to run.
-    - `seeds`: how many seeds, side by side.
-    - `directory`: where the results of this scale go.
-    """
+    """One task and one method: the seeds of a preset, side by side, and the files of their results."""
 
     def __init__(self, scale: str, task: str, method: str, seeds: int, directory: pathlib.Path):
         self.scale, self.task, self.method, self.seeds = scale, task, method, seeds
         self.config = gorl.preset(task, scale, method)
-        stem = directory / f"{task.replace('/', '-')}_{method}"
-        self.curve_file, self.summary_file = (stem.with_name(stem.name + suffix) for suffix in (".csv", ".json"))
+        stem = f"{task.replace('/', '-')}_{method}"
+        self.curve_file, self.summary_file = directory / f"{stem}.csv", directory / f"{stem}.json"
 
+    @property
+    def has_results(self) -> bool:
+        """Whether there are results, of whatever config."""
+        return self.summary_file.exists() and self.curve_file.exists()
+
+    @property
     def is_finished(self) -> bool:
-        """Whether the results are there, of the config that would be run now and of no fewer seeds."""
-        if not self.summary_file.exists() or not self.curve_file.exists():
+        """Whether there are results of the present preset, of this number of seeds or more."""
+        if not self.has_results or self.summary()["seeds"] < self.seeds:
             return False
-        summary = self.summary()
         try:
-            config = gorl.Config.from_json(json.dumps(summary["config"]))
-        except gorl.InputError:  # of a version whose fields are gone
+            config = gorl.Config.from_json(json.dumps(self.summary()["config"]))
+        except gorl.InputError:  # a version whose fields are gone
             return False
-        # As text, and by way of a config: a field that came later had what is now its default.
-        return config.to_json() == self.config.to_json() and summary["seeds"] >= self.seeds
+        return config.to_json() == self.config.to_json()  # a field that is new since then has its default
 
-    def summary(self) -> dict:
+    def summary(self) -> dict[str, Any]:
         """What the cell left besides its curve."""
         return json.loads(self.summary_file.read_text())
 
     def run(self, deadline: float) -> bool:
-        """Runs it in a process of its own; false if the deadline came first, and then nothing is left behind."""
+        """Runs it in a process of its own. False if the deadline came first; then nothing is left."""
         with tempfile.TemporaryDirectory() as scratch:
             run = pathlib.Path(scratch) / "run"
             options = ("--scale", self.scale, "--method", self.method, "--seeds", str(self.seeds), "--out", str(run))
-            process = subprocess.Popen([*TRAIN, self.task, *options])
+            left = None if deadline == float("inf") else max(0.0, deadline - time.monotonic())
             try:
-                code = process.wait(None if deadline == float("inf") else max(0.0, deadline - time.monotonic()))
+                code = subprocess.run([*TRAIN, self.task, *options], timeout=left).returncode
             except subprocess.TimeoutExpired:
-                process.send_signal(signal.SIGTERM)
-                process.wait()
                 return False
-            except KeyboardInterrupt:
-                process.wait()
-                raise
             if code != 0:
                 raise SystemExit(f"gorl train {self.task} --method {self.method} ended with exit code {code}.")
-            summary = json.loads((run / "summary.json").read_text())
-            summary |= {"seeds": self.seeds, "config": json.loads((run / "config.json").read_text())}
             self.curve_file.parent.mkdir(parents=True, exist_ok=True)
             gorl.internal.write_whole(self.curve_file, (run / "curve.csv").read_bytes())
-            gorl.internal.write_whole(
-                self.summary_file, json.dumps(summary, indent=2) + "\n"
-            )  # last: it says that all is there
+            summary, config = (json.loads((run / f"{name}.json").read_text()) for name in ("summary", "config"))
+            # Last, as it says that everything is there.
+            write(self.summary_file, summary | {"seeds": self.seeds, "config": config})
         return True
 
     def curve(self) -> tuple[np.ndarray, np.ndarray]:
-        """Environment steps of the evaluations, and the mean return of each seed in each of them."""
+        """The environment steps of the evaluations, and the mean return of each seed in each of them."""
+        of_seed: dict[int, list[tuple[int, float]]] = {}
         with self.curve_file.open() as file:
-            rows = list(csv.DictReader(file))
-        seeds = sorted({int(row["seed"]) for row in rows})
-        of_seed = [[row for row in rows if int(row["seed"]) == seed] for seed in seeds]
-        steps = np.array([int(row["env_steps"]) for row in of_seed[0]])
-        return steps, np.array([[float(row["return_mean"]) for row in one] for one in of_seed])
+            for row in csv.DictReader(file):
+                point = int(row["env_steps"]), float(row["return_mean"])
+                of_seed.setdefault(int(row["seed"]), []).append(point)
+        points = np.array([of_seed[seed] for seed in sorted(of_seed)])
+        return points[0, :, 0].astype(int), points[:, :, 1]
 
     def last(self) -> str:
-        """The interquartile mean at the end, and its interval."""
-        _, middle, (low, high) = self.interquartile_curve
-        return f"{middle[-1]:.1f} [{low[-1]:.1f}, {high[-1]:.1f}]"
+        """The mean return at the end with the ends of its interval, and how many seeds are not in it."""
+        returns = self.curve()[1][:, -1]
+        found, diverged = gorl.internal.interval(returns), int(np.sum(~np.isfinite(returns)))
+        text = f"{found.mean:.1f} [{found.low:.1f}, {found.high:.1f}]"
+        return text + f" ({diverged} of {len(returns)} seeds diverged)" * bool(diverged)
 
-    @functools.cached_property
-    def interquartile_curve(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Environment steps of the evaluations of a finished cell, and what [`interquartile_means`][] says of them."""
+    def row(self) -> dict[str, Any]:
+        """What the table says of it."""
         steps, returns = self.curve()
-        return steps, *interquartile_means(returns)
+        summary, found = self.summary(), gorl.internal.interval(returns, axis=0)
+        return {
+            "task": self.task,
+            "method": self.method,
+            "seeds": len(returns),
+            "env steps": int(steps[-1]),
+            f"last ({found.name})": self.last(),
+            "last / best": f"{found.mean[-1] / np.nanmax(found.mean):.0%}",
+            "best policy": float(gorl.internal.interval(np.array(list(summary["best_policy_return"].values()))).mean),
+            "paper": self.paper_return(int(steps[-1])),
+            "min": summary["wall_seconds"] / 60,
+            "preset": "this" if self.is_finished else "older",
+        }
 
-
-def interquartile_means(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The interquartile mean over seeds at each evaluation, and its 95 % bootstrap interval (rliable)."""
-
-    def aggregate(scores: np.ndarray) -> np.ndarray:
-        return np.array([metrics.aggregate_iqm(scores[..., index]) for index in range(scores.shape[-1])])
-
-    np.random.seed(0)  # noqa: NPY002 (rliable draws from it), so that the same curves say the same again
-    points, intervals = library.get_interval_estimates({"": scores[:, None, :]}, aggregate, reps=1000)
-    return points[""], intervals[""]
+    def paper_return(self, steps: int) -> str:
+        """The return that the paper reports of this task and method after this number of steps, if it does."""
+        near = [column for budget, column in PAPER_BUDGETS.items() if abs(steps - budget) <= 0.05 * budget]
+        name = self.method.replace("gorl-", "gorl_")
+        with PAPER_RETURNS.open() as file:
+            found = [row for row in csv.DictReader(file) if (row["task"], row["method"]) == (self.task, name)]
+        return found[0][near[0]] if near and found else ""
 
 
 def figure(cells: list[Cell]) -> bytes:
-    """Learning curves as a PNG: a panel for each task, a line for each method."""
-    tasks = list(dict.fromkeys(cell.task for cell in cells))
+    """Learning curves as a PNG file: a panel for each task, a line for each method, with their intervals."""
+    tasks, methods = (list(dict.fromkeys(getattr(cell, name) for cell in cells)) for name in ("task", "method"))
     picture = matplotlib.figure.Figure(figsize=(4.6 * len(tasks), 3.8), layout="constrained")
-    panels = picture.subplots(1, len(tasks), squeeze=False)[0]
-    lines = {}
-    for axes, task in zip(panels, tasks, strict=True):
-        here = [cell for cell in cells if cell.task == task]
-        for cell in here:
-            steps, middle, interval = cell.interquartile_curve
-            colour = COLOURS.get(cell.method)
-            style = "--" if cell.method in DASHED else "-"
-            (lines[cell.method],) = axes.plot(steps, middle, style, color=colour, linewidth=1.8, label=cell.method)
-            axes.fill_between(steps, *interval, color=lines[cell.method].get_color(), alpha=0.15, linewidth=0)
-        seeds = sorted({cell.summary()["seeds"] for cell in here})
-        axes.set_title(f"{task} ({' or '.join(map(str, seeds))} seeds)", loc="left")
+    panels = dict(zip(tasks, picture.subplots(1, len(tasks), squeeze=False)[0], strict=True))
+    lines, names, seeds = {}, set(), {task: set() for task in tasks}
+    for cell in cells:
+        steps, returns = cell.curve()
+        found, index = gorl.internal.interval(returns, axis=0), methods.index(cell.method)
+        # Two methods may share a stage, line on line: every other line is dashed.
+        style = {"linestyle": ("-", "--")[index % 2], "color": PALETTE[index % len(PALETTE)]}
+        (lines[cell.method],) = panels[cell.task].plot(steps, found.mean, linewidth=1.8, label=cell.method, **style)
+        panels[cell.task].fill_between(steps, found.low, found.high, color=style["color"], alpha=0.15, linewidth=0)
+        names.add(found.name)
+        seeds[cell.task].add(len(returns))
+    for task, axes in panels.items():
+        axes.set_title(f"{task} ({' or '.join(map(str, sorted(seeds[task])))} seeds)", loc="left")
         axes.set_xlabel("environment steps")
         axes.xaxis.set_major_formatter(matplotlib.ticker.EngFormatter(sep=""))
         axes.set_xlim(0, None)
         axes.set_ylim(min(0.0, axes.get_ylim()[0]), None)
         axes.spines[["top", "right"]].set_visible(False)
-    panels[0].set_ylabel("return, interquartile mean")
+    panels[tasks[0]].set_ylabel(f"mean return, {' or '.join(sorted(names))}")
     picture.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=len(lines), frameon=False)
     return png(picture)
-
-
-def paper_return(cell: Cell, steps: int) -> str:
-    """What the paper reports of this task and method after as many environment steps, or nothing."""
-    budgets = {60_000_000: "return_60M", 120_000_000: "return_120M", 180_000_000: "return_180M_mean"}
-    near = [column for budget, column in budgets.items() if abs(steps - budget) <= 0.05 * budget]
-    with PAPER_RETURNS.open() as file:
-        for row in csv.DictReader(file):
-            name = PAPER_NAMES.get(cell.method, cell.method)
-            if near and (row["task"], row["method"]) == (cell.task, name) and row[near[0]]:
-                return row[near[0]]
-    return ""
-
-
-def table(cells: list[Cell]) -> None:
-    """A row for each cell."""
-    shown = rich.table.Table(title="return: interquartile mean over seeds", title_justify="left")
-    columns = (
-        "task",
-        "method",
-        "seeds",
-        "env steps",
-        "last [95 % interval]",
-        "best",
-        "last / best",
-        "kept",
-        "paper",
-        "min",
-    )
-    for column in columns:
-        shown.add_column(column, justify="left" if column in ("task", "method") else "right", no_wrap=True)
-    for cell in cells:
-        steps, middle, _ = cell.interquartile_curve
-        summary = cell.summary()
-        kept = metrics.aggregate_iqm(np.array(list(summary["best_policy_return"].values())))
-        shown.add_row(
-            cell.task,
-            cell.method,
-            str(summary["seeds"]),
-            f"{steps[-1]:,}",
-            cell.last(),
-            f"{middle.max():.1f}",
-            f"{middle[-1] / middle.max():.0%}",
-            f"{kept:.1f}",
-            paper_return(cell, int(steps[-1])),
-            f"{summary['wall_seconds'] / 60:.1f}",
-        )
-    console.print(shown)
 
 
 def markdown(cells: list[Cell]) -> str:
@@ -217,19 +158,20 @@ def markdown(cells: list[Cell]) -> str:
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
+@app.command()
 def main(
-    tasks: Annotated[list[str] | None, typer.Option("--task", help="A task; may be given several times.")] = None,
+    tasks: Tasks = None,
     methods: Annotated[list[str] | None, typer.Option("--method", help="A method; all of them by default.")] = None,
-    seeds: Annotated[int, typer.Option(help="Seeds in each cell.")] = 5,
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds in each cell.")] = 5,
     scale: Annotated[str, typer.Option(help="The preset: laptop or paper.")] = "laptop",
-    minutes: Annotated[float, typer.Option(help="Stop after this long; what is unfinished then is left out.")] = float(
+    minutes: Annotated[float, typer.Option(help="Stop after this long; an unfinished cell leaves nothing.")] = float(
         "inf"
     ),
-    out: Annotated[pathlib.Path, typer.Option(help="Where the results go.")] = RESULTS,
-    show: Annotated[bool, typer.Option("--show", help="Run nothing: show what is finished.")] = False,
-    as_markdown: Annotated[bool, typer.Option("--markdown", help="Show it as the README does.")] = False,
+    out: Out = RESULTS,
+    show: Annotated[bool, typer.Option("--show", help="Run nothing; show the results that there are.")] = False,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="Show them as the README does.")] = False,
 ) -> None:
-    """Runs the cells that are not finished yet, and shows all that are."""
+    """Runs the cells that have no results of the present preset yet, and shows all results."""
     deadline = time.monotonic() + 60 * minutes
     cells = [
         Cell(scale, task, method, seeds, out / scale)
@@ -237,20 +179,20 @@ def main(
         for method in methods or list(gorl.methods())
     ]
     for cell in [] if show else cells:
-        if cell.is_finished():
+        if cell.is_finished:
             continue
         console.print(f"[bold]{cell.method} on {cell.task}")
         if not cell.run(deadline):
             console.print(f"out of time at {cell.method} on {cell.task}")
             break
-    finished = [cell for cell in cells if cell.is_finished()]
-    left = [f"{cell.method} on {cell.task}" for cell in cells if cell not in finished]
-    if finished:
-        print(markdown(finished)) if as_markdown else table(finished)
-        gorl.internal.write_whole(out / scale / "returns.png", figure(finished))
-    if left:
+    shown = [cell for cell in cells if cell.has_results]
+    if shown:
+        print(markdown(shown)) if as_markdown else table("return: mean over seeds", [cell.row() for cell in shown])
+        gorl.internal.write_whole(out / scale / "returns.png", figure(shown))
+    left = [f"{cell.method} on {cell.task}" for cell in cells if not cell.is_finished]
+    if left and not show:
         console.print(f"not finished: {', '.join(left)}; run the same command again to go on")
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    answer(app)

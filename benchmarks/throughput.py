@@ -1,233 +1,164 @@
-"""How fast each part of a run is, over how fast this machine could do what the part is made of.
+"""How fast each part of a run is, over how fast this machine could do what the part consists of.
 
-Two limits are measured in the same run: physics under random actions, which is MuJoCo's engine alone where that
-simulates; and the matrix products that the networks amount to, at their shapes. A part's ratio is its time over the sum
-of the limits of what it does; 1 would be perfect.
+Two limits are measured in the same process. One is physics under random actions, or MuJoCo's engine by itself where
+that simulates. The other is the matrix products of the networks at their shapes. The ratio of a part is its time over
+the sum of its limits: 1 would be perfect.
 """
 
-import dataclasses
 import functools
 import pathlib
 import resource
 import sys
-from collections.abc import Callable
-from typing import Annotated, Any
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any, cast
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import matplotlib.figure
+import numpy as np
 import typer
 
 import gorl
 
-from ._engine import engine_seconds, is_by_engine
-from ._random_actions import random_actions
-from ._report import RESULTS, answer, compiled, console, png, seconds, table, timed, with_settings, write
+from ._measure import compiled, engine_seconds, fresh_policy, median_seconds, physics_program, rollout_program, timed
+from ._report import PALETTE, RESULTS, Out, Settings, Tasks, answer, benchmark, parse_settings, png, table, write
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-COLOURS = {"physics": "#0072B2", "matrix products": "#009E73", "everything else": "#D55E00"}
-
-
-@dataclasses.dataclass(frozen=True)
-class Part:
-    """One part of a run and what it took.
-
-    **Arguments:**
-
-    - `name`: what it is called.
-    - `unit`, `amount`: what it does, and how many of them.
-    - `compiling`, `running`: seconds; compiling includes tracing.
-    - `physics`, `products`: seconds at the two limits.
-    """
-
-    name: str
-    unit: str
-    amount: int
-    compiling: float
-    running: float
-    physics: float
-    products: float
-
-    @property
-    def ratio(self) -> float:
-        """Its time over that of the limits."""
-        return self.running / (self.physics + self.products)
-
-    def as_json(self) -> dict[str, Any]:
-        """Its figures."""
-        return {**dataclasses.asdict(self), "per_second": self.amount / self.running, "ratio": self.ratio}
-
-
-def layers(network: eqx.nn.MLP) -> list[tuple[int, int]]:
-    """The inputs and outputs of each layer of a perceptron."""
-    return [(layer.in_features, layer.out_features) for layer in network.layers]  # pyright: ignore[reportReturnType]
+REPEATS = 5
+Part = dict[str, Any]
+app = benchmark("throughput")
 
 
 @functools.cache
 def product_seconds(rows: int, inner: int, columns: int) -> float:
-    """How long a product of matrices takes, `rows x inner` by `inner x columns`."""
+    """The seconds of one product of matrices, `rows x inner` by `inner x columns`."""
     left_key, right_key = jax.random.split(jax.random.key(0))
     left, right = jax.random.normal(left_key, (rows, inner)), jax.random.normal(right_key, (inner, columns))
+    # A product may take microseconds, less than a call. A loop in which each depends on the last hides the call.
+    count = max(1, int(2e8 / (2 * rows * inner * columns)))
 
-    # Products of a few microseconds: in a loop, which needs each of them, so that calling does not count.
-    repeats = max(1, int(2e8 / (2 * rows * inner * columns)))
-
-    @jax.jit
     def repeated(left: jax.Array, right: jax.Array) -> jax.Array:
         def body(_: int, sum_: jax.Array) -> jax.Array:
             return (left + sum_[0, 0] * 1e-30) @ right
 
-        return jax.lax.fori_loop(0, repeats, body, jnp.zeros((rows, columns)))
+        return jax.lax.fori_loop(0, count, body, jnp.zeros((rows, columns)))
 
-    return seconds(repeated, left, right) / repeats
-
-
-def forward_seconds(network: eqx.nn.MLP, batch: int) -> float:
-    """How long the matrix products of a network's forward pass take by themselves."""
-    return sum(product_seconds(batch, inputs, outputs) for inputs, outputs in layers(network))
+    return median_seconds(jax.jit(repeated), left, right, repeats=REPEATS) / count
 
 
-def gradient_seconds(network: eqx.nn.MLP, batch: int) -> float:
-    """How long the matrix products of a forward and a backward pass take: for each layer one forwards, one for the
-    gradient of its weights and, but in the first, one for that of its inputs."""
-    weights = sum(product_seconds(outputs, batch, inputs) for inputs, outputs in layers(network))
-    inputs = sum(product_seconds(batch, outputs, inputs) for inputs, outputs in layers(network)[1:])
+def forward_seconds(network: Any, batch: int) -> float:
+    """The seconds of the matrix products of a network's forward pass."""
+    return sum(product_seconds(batch, layer.in_features, layer.out_features) for layer in network.layers)
+
+
+def gradient_seconds(network: Any, batch: int) -> float:
+    """The seconds of the matrix products of a forward and a backward pass.
+
+    The backward pass has two for each layer, for its weights and its inputs, and none for the inputs of the first.
+    """
+    weights = sum(product_seconds(layer.out_features, batch, layer.in_features) for layer in network.layers)
+    inputs = sum(product_seconds(batch, layer.out_features, layer.in_features) for layer in network.layers[1:])
     return forward_seconds(network, batch) + weights + inputs
 
 
-def networks_of(policy: gorl.Policy, fitted: bool) -> list[tuple[eqx.nn.MLP, int]]:
-    """The networks that one action takes, and how often each is evaluated."""
-    encoder = policy.encoder
-    assert isinstance(encoder, gorl.GaussianEncoder)
-    found = [(encoder.network, 1)]
-    if fitted:
-        decoder = policy.decoder.decoder  # pyright: ignore[reportAttributeAccessIssue]
+def acting_seconds(policy: Any, is_fitted: bool, batch: int) -> float:
+    """The seconds of the matrix products of an action of each of several environments."""
+    seconds = forward_seconds(policy.encoder.network, batch)
+    if is_fitted:
+        decoder = policy.decoder.decoder
         field = decoder.velocity if isinstance(decoder, gorl.FlowDecoder) else decoder.noise
-        found.append((field.network, decoder.integrator.num_steps))
-    return found
+        seconds += decoder.integrator.num_steps * forward_seconds(field.network, batch)
+    return seconds
 
 
-def acting_seconds(policy: gorl.Policy, fitted: bool, batch: int) -> float:
-    """How long the matrix products of one action for each of `batch` environments take."""
-    return sum(times * forward_seconds(network, batch) for network, times in networks_of(policy, fitted))
+def part(
+    name: str, unit: str, amount: int, call: tuple[Any, ...], compiling: float, physics: float | None, products: float
+) -> Part:
+    """The numbers of a part: a call of a compiled function, timed, beside the seconds of its two limits.
+
+    Physics that is `None` is limited by itself.
+    """
+    running = median_seconds(*call, repeats=REPEATS)
+    physics = running if physics is None else physics
+    row = {"name": name, "unit": unit, "amount": amount, "compiling": compiling, "running": running}
+    row |= {"physics": physics, "products": products}
+    return row | {"per_second": amount / running, "ratio": running / (physics + products)}
 
 
-def measure(config: gorl.Config, say: Callable[[Part], None]) -> None:
-    """Measures each part of a run of this config, and says each as soon as it is measured."""
-    learner, refinement = config.learner, config.refinement
-    assert isinstance(learner, gorl.PPO)
-    assert isinstance(config.decoder, gorl.FlowMatching)
-    env = gorl.load_environment(config.env)
-    training = env.in_training
-    keys = jax.random.split(jax.random.key(0), 8)
+def measure(config: gorl.Config) -> Iterator[Part]:
+    """Each part of a run of this config, as soon as it is measured."""
+    learner, decoder = cast(gorl.PPO, config.learner), cast(gorl.FlowMatching, config.decoder)
+    refinement, env = config.refinement, gorl.load_environment(config.env)
+    keys = jax.random.split(jax.random.key(0), 4)
+    flow, identity = fresh_policy(config, env), fresh_policy(config, env, is_fitted=False)
+    diffusion = fresh_policy(config, env, gorl.Diffusion(width=decoder.width, depth=decoder.depth))
 
-    def add(
-        name: str,
-        unit: str,
-        amount: int,
-        function: Callable,
-        arguments: tuple,
-        physics: float,
-        products: float,
-        compiled_before: float = 0.0,
-    ) -> None:
-        run, compiling = compiled(function, *arguments)
-        say(Part(name, unit, amount, compiling + compiled_before, seconds(run, *arguments), physics, products))
+    def physics(name: str, env: gorl.EpisodicEnv, num_envs: int, num_steps: int) -> Part:
+        program, arguments, compiling = physics_program(env, num_envs, num_steps)
+        limit = engine_seconds(config.env, env, num_envs, num_steps)
+        return part(name, "env steps", num_envs * num_steps, (program, *arguments), compiling, limit, 0.0)
 
-    def physics_seconds(num_envs: int, num_steps: int, name: str) -> float:
-        start = eqx.filter_jit(jax.vmap(env.start))(jax.random.split(keys[0], num_envs))
-        arguments = (start, keys[1])
-        run, compiling = compiled(random_actions(training, num_envs, num_steps), *arguments)
-        running = seconds(run, *arguments)
-        # Where MJX simulates, or nothing of MuJoCo's, random actions are the limit, and shown with a ratio of 1.
-        limit = engine_seconds(env, num_envs, num_steps) if is_by_engine(config.env, env) else running
-        say(Part(name, "env steps", num_envs * num_steps, compiling, running, limit, 0.0))
-        return limit
+    def learned(name: str, amount: int, function: Callable, arguments: tuple[Any, ...], products: float) -> Part:
+        program, compiling = compiled(function, *arguments)
+        return part(name, "samples", amount, (program, *arguments), compiling, 0.0, products)
 
     steps = learner.num_unrolls * learner.unroll_length
-    physics = physics_seconds(learner.num_envs, steps, "physics")
+    yield (stepping := physics("physics", env.in_training, learner.num_envs, steps))
 
-    # A state in which the environments are under way, with a decoder that is no identity.
-    start_key = keys[2]
-    learner_state = learner.init(env.observation_size, env.action_size, start_key)
-    noise = jax.random.normal(keys[3], (1000, env.observation_size))
-    decoder = config.decoder.init(gorl.RunningStatistics.of(noise), env.action_size, keys[3])
-
-    def policy(fitted: bool) -> gorl.Policy:
-        staged = gorl.StagedDecoder(decoder, jnp.asarray(fitted))
-        return gorl.Policy(learner.encoder(learner_state), staged, env.observation_size, env.action_size)
-
-    def act(
-        policy: gorl.Policy, rollout_state: gorl.RolloutState, key: jax.Array
-    ) -> tuple[gorl.RolloutState, gorl.Experience]:
-        return gorl.rollout(training, policy, rollout_state, learner.num_unrolls, learner.unroll_length, key)
-
-    rollout_state = gorl.RolloutState.empty(training, learner.num_envs)
-    run, act_compiling = compiled(act, policy(False), rollout_state, keys[4])
-    # Twice: the first begins all episodes, for which the second draws new start states, as resets of 200 steps may be.
-    rollout_state, _ = run(policy(False), rollout_state, keys[4])
-    rollout_state, experience = run(policy(False), rollout_state, keys[5])
-    diffusion = gorl.Diffusion(width=config.decoder.width, depth=config.decoder.depth)
-    other = gorl.StagedDecoder(
-        diffusion.init(gorl.RunningStatistics.of(noise), env.action_size, keys[3]), jnp.asarray(True)
-    )
-    with_diffusion = eqx.tree_at(lambda p: p.decoder, policy(True), other)
-    for name, actor, fitted in (
-        ("rollout, identity", policy(False), False),
-        (f"rollout, flow, {config.decoder.num_steps} steps", policy(True), True),
-        ("rollout, diffusion, 10 steps", with_diffusion, True),
+    program, (_, *state), experience, compiling = rollout_program(config, env, identity)
+    other_program, _, _, other_compiling = rollout_program(config, env, diffusion)
+    for name, policy, is_fitted, run, seconds in (
+        ("rollout, identity", identity, False, program, compiling),
+        (f"rollout, flow, {decoder.num_steps} steps", flow, True, program, compiling),
+        ("rollout, diffusion, 10 steps", diffusion, True, other_program, other_compiling),
     ):
-        products = steps * acting_seconds(actor, fitted, learner.num_envs)
-        # The first was compiled above, for the experience that the update learns from; the second is the same program.
-        before = 0.0 if fitted else act_compiling
-        add(
-            name, "env steps", steps * learner.num_envs, act, (actor, rollout_state, keys[5]), physics, products, before
-        )
+        products = steps * acting_seconds(policy, is_fitted, learner.num_envs)
+        call = (run, policy, *state)
+        yield part(name, "env steps", steps * learner.num_envs, call, seconds, stepping["physics"], products)
 
-    encoder = learner.encoder(learner_state)
-    assert isinstance(encoder, gorl.GaussianEncoder)
+    learner_state: Any = learner.init(env.observation_size, env.action_size, keys[0])
+    networks = (learner_state.encoder.network, learner_state.value)
     batch = steps * learner.num_envs // learner.num_minibatches
-    gradient_steps = learner.num_minibatches * learner.num_epochs
-    products = gradient_steps * (
-        gradient_seconds(encoder.network, batch) + gradient_seconds(learner_state.value, batch)
-    ) + forward_seconds(learner_state.value, steps * learner.num_envs)
+    products = learner.num_minibatches * learner.num_epochs * sum(gradient_seconds(one, batch) for one in networks)
+    products += forward_seconds(learner_state.value, steps * learner.num_envs)
 
     def update(learner_state: Any, experience: gorl.Experience, key: jax.Array) -> Any:
         return learner.update(learner_state, experience, key)
 
-    samples = steps * learner.num_envs * learner.num_epochs
-    add("PPO update", "samples", samples, update, (learner_state, experience, keys[6]), 0.0, products)
+    samples = experience.reward.size * learner.num_epochs
+    yield learned("PPO update", samples, update, (learner_state, experience, keys[1]), products)
 
-    pairs = refinement.batch_size * max(4, 20_000 // refinement.batch_size)
     kept = env.num_steps // refinement.stride
+    pairs = refinement.batch_size * max(4, 20_000 // refinement.batch_size)
     count = refinement.num_validation_episodes + -(-pairs // kept)
-    some = gorl.replace(config, {"refinement.num_epochs": 1, "refinement.num_episodes": count}).refinement
-    observations = jax.random.normal(keys[7], (kept, count, env.observation_size))
-    actions = jax.random.normal(keys[6], (kept, count, env.action_size))
+    some = gorl.replace(refinement, {"num_epochs": 1, "num_episodes": count})
+    observations = jax.random.normal(keys[2], (kept, count, env.observation_size))
+    actions = jax.random.normal(keys[3], (kept, count, env.action_size))
     batches = (count - refinement.num_validation_episodes) * kept // refinement.batch_size
     rows = refinement.batch_size * refinement.num_noise_samples
-    field = decoder.velocity.network  # pyright: ignore[reportAttributeAccessIssue]
-    heldout = refinement.num_validation_episodes * kept * refinement.num_noise_samples
-    products = batches * gradient_seconds(field, rows) + heldout / rows * forward_seconds(field, rows)
+    validation_rows = refinement.num_validation_episodes * kept * refinement.num_noise_samples
+    fitted: Any = cast(gorl.StagedDecoder, flow.decoder).decoder
+    field = fitted.velocity.network
+    products = batches * gradient_seconds(field, rows) + validation_rows / rows * forward_seconds(field, rows)
 
     def fit(decoder: Any, observations: jax.Array, actions: jax.Array, key: jax.Array) -> Any:
         return gorl.fit_decoder(decoder, observations, actions, some, key)
 
-    add("regression epoch", "samples", batches * rows, fit, (decoder, observations, actions, keys[0]), 0.0, products)
+    yield learned("regression epoch", batches * rows, fit, (fitted, observations, actions, keys[0]), products)
 
-    evaluating = physics_seconds(config.evaluation_episodes, env.num_steps, "physics of an evaluation")
-    products = env.num_steps * acting_seconds(policy(True), True, config.evaluation_episodes)
+    episodes = config.evaluation_episodes
+    products = env.num_steps * acting_seconds(flow, True, episodes)
+    yield (stepping := physics("physics of an evaluation", env, episodes, env.num_steps))
 
     def evaluate(policy: gorl.Policy, key: jax.Array) -> jax.Array:
-        return gorl.evaluate(config.env, policy, key, num_episodes=config.evaluation_episodes)
+        return gorl.evaluate(config.env, policy, key, num_episodes=episodes)
 
-    amount = config.evaluation_episodes * env.num_steps
-    add("evaluation, flow", "env steps", amount, evaluate, (policy(True), keys[1]), evaluating, products)
+    program, compiling = compiled(evaluate, flow, keys[1])
+    call = (program, flow, keys[1])
+    yield part("evaluation, flow", "env steps", stepping["amount"], call, compiling, stepping["physics"], products)
 
 
 def run_seconds(config: gorl.Config) -> dict[str, float]:
-    """The seconds of the chunks of a run, by kind and stage; the first of all is compiled in its time."""
+    """The seconds of a run by phase and stage; its first step, which includes compiling, is apart."""
     found: dict[str, float] = {}
     for step, _, took in timed(config, jax.random.key(0)):
         name = f"{gorl.Phase(int(step.phase)).name.lower()}, stage {int(step.stage)}" if found else "first, compiling"
@@ -236,90 +167,62 @@ def run_seconds(config: gorl.Config) -> dict[str, float]:
 
 
 def figure(results: dict[str, list[Part]]) -> matplotlib.figure.Figure:
-    """Where the time of each part goes, as bars that are stacked to 100 %."""
+    """The shares of physics, matrix products and everything else in the time of each part, as stacked bars."""
     picture = matplotlib.figure.Figure(figsize=(7.2, 0.6 + 2.4 * len(results)), layout="constrained")
     panels = picture.subplots(len(results), 1, squeeze=False)[:, 0]
     for axes, (task, parts) in zip(panels, results.items(), strict=True):
-        shown = [part for part in parts if not part.name.startswith("physics")]
-        names = [part.name for part in shown]
-        left = [0.0] * len(shown)
-        for kind, colour in COLOURS.items():
-            amounts = []
-            for part in shown:
-                limits = {"physics": part.physics, "matrix products": part.products}
-                limits["everything else"] = max(0.0, part.running - part.physics - part.products)
-                amounts.append(limits[kind] / max(part.running, part.physics + part.products))
-            axes.barh(names, amounts, left=left, color=colour, label=kind)
-            left = [begin + amount for begin, amount in zip(left, amounts, strict=True)]
+        shown = [part for part in parts if not part["name"].startswith("physics")]
+        physics, products, running = np.array(
+            [[part[name] for name in ("physics", "products", "running")] for part in shown]
+        ).T
+        whole, left = np.maximum(running, physics + products), np.zeros(len(shown))
+        kinds = {"physics": physics, "matrix products": products, "everything else": whole - physics - products}
+        for (kind, seconds), colour in zip(kinds.items(), PALETTE, strict=False):
+            axes.barh([part["name"] for part in shown], seconds / whole, left=left, color=colour, label=kind)
+            left += seconds / whole
         axes.set_title(task, loc="left")
         axes.set_xlim(0, 1)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
         axes.invert_yaxis()
         axes.spines[["top", "right"]].set_visible(False)
-    handles, labels = panels[0].get_legend_handles_labels()
-    picture.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
+    picture.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     return picture
-
-
-def peak_megabytes() -> float:
-    """The most memory that this process has had."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform != "darwin" else 1024**2)
-
-
-def show(task: str, parts: list[Part]) -> None:
-    """Prints a row for each part."""
-    table(
-        task,
-        {
-            "part": [part.name for part in parts],
-            "per second": [f"{part.amount / part.running:,.0f} {part.unit}" for part in parts],
-            "ms": [f"{1e3 * part.running:.1f}" for part in parts],
-            "physics, ms": [f"{1e3 * part.physics:.1f}" for part in parts],
-            "products, ms": [f"{1e3 * part.products:.1f}" for part in parts],
-            "time / limits": [f"{part.ratio:.2f}" for part in parts],
-            "compiling, s": [f"{part.compiling:.1f}" for part in parts],
-        },
-        left=("part",),
-    )
-
-
-@app.command()
-def main(
-    tasks: Annotated[list[str] | None, typer.Option("--task", help="A task; may be given several times.")] = None,
-    scale: Annotated[str, typer.Option(help="The preset, as in gorl train.")] = "laptop",
-    settings: Annotated[list[str] | None, typer.Option("--set", help="FIELD=VALUE, as in gorl train.")] = None,
-    stages: Annotated[bool, typer.Option(help="Train a whole run of each task as well.")] = True,
-    out: Annotated[pathlib.Path, typer.Option(help="Where the results go.")] = RESULTS / "throughput",
-) -> None:
-    """Measures each part of a run, and where the time of it goes."""
-    results: dict[str, list[Part]] = {}
-    for task in tasks or ["PointMass", "CheetahRun"]:
-        config = with_settings(gorl.preset(task, scale), settings)
-        results[task] = measure_task(task, config, stages, out / f"{task}.json")
-    gorl.internal.write_whole(out / "throughput.png", png(figure(results)))
 
 
 def measure_task(task: str, config: gorl.Config, stages: bool, path: pathlib.Path) -> list[Part]:
     """Measures, leaves and prints the parts of one task, and a whole run if asked."""
     parts: list[Part] = []
-    content: dict[str, Any] = {"task": task, "config": config.to_json(), "finished": False}
+    content: dict[str, Any] = {"task": task, "config": config.to_json(), "repeats": REPEATS, "finished": False}
 
-    def leave() -> None:
-        write(path, content | {"parts": [part.as_json() for part in parts], "peak_megabytes": peak_megabytes()})
+    def leave(**more: Any) -> None:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024**2 if sys.platform == "darwin" else 1024)
+        write(path, {**content, "parts": parts, "peak_megabytes": peak, **more})
 
-    def add(part: Part) -> None:
+    for part in measure(config):
         parts.append(part)
-        leave()  # after each: a measurement that is cut short leaves what it had
-
-    measure(config, add)
-    show(task, parts)
+        leave()  # a benchmark that is stopped leaves what it measured
+    shown = ("name", "unit", "per_second", "running", "physics", "products", "ratio", "compiling")
+    table(f"{task}, seconds, medians of {REPEATS}", [{name: part[name] for name in shown} for part in parts])
     if stages:
         content["seconds"] = run_seconds(config)
-        table(f"{task}, a whole run", {name: [f"{took:.1f} s"] for name, took in content["seconds"].items()})
-    content["finished"] = True
-    leave()
-    console.print(f"peak memory {peak_megabytes():,.0f} MB")
+        table(f"{task}, a whole run, seconds", [content["seconds"]])
+    leave(finished=True)
     return parts
+
+
+@app.command()
+def main(
+    tasks: Tasks = None,
+    scale: Annotated[str, typer.Option(help="The preset, as in gorl train.")] = "laptop",
+    settings: Settings = None,
+    stages: Annotated[bool, typer.Option(help="Train a whole run of each task as well.")] = True,
+    out: Out = RESULTS / "throughput",
+) -> None:
+    """Measures each part of a run, and what its time goes to."""
+    presets = {task: gorl.preset(task, scale) for task in tasks or ("PointMass", "CheetahRun")}
+    configs = {task: gorl.replace(preset, parse_settings(preset, settings)) for task, preset in presets.items()}
+    results = {task: measure_task(task, config, stages, out / f"{task}.json") for task, config in configs.items()}
+    gorl.internal.write_whole(out / "throughput.png", png(figure(results)))
 
 
 if __name__ == "__main__":

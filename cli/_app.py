@@ -305,7 +305,7 @@ def export(
         pathlib.Path, typer.Option("-o", "--out", help="The file: .stablehlo, .onnx, or both if it has no suffix.")
     ],
     draw: Annotated[
-        str, typer.Option(help="The policy's source of randomness: a latent, of which 0 is the mode, or a seed.")
+        str, typer.Option(help="The source of randomness: a latent, of which 0 is the mode, or a seed (.stablehlo).")
     ] = "latent",
     seed: PolicySeed = None,
 ) -> None:

@@ -11,15 +11,17 @@ from ._process import check_output, say, write_output
 _DRAWS = ("latent", "seed")
 _KINDS: dict[str, Callable[[gorl.Policy, str], bytes]] = {
     ".stablehlo": gorl.export_stablehlo,
-    ".onnx": gorl.export_onnx,
+    ".onnx": lambda policy, _: gorl.export_onnx(policy),  # of latents only
 }
 
 
 def check_export(path: pathlib.Path, draw: str) -> None:
     """Checks what [`export`][] can check without the policy."""
     suffix = check_output(path, (*_KINDS, ""))
-    for file in _files(path):
+    for file in _files(path, draw):
         check_output(file, _KINDS)
+    if suffix == ".onnx" and draw == "seed":
+        raise gorl.InputError("an .onnx takes latents only: leave out --draw seed, or make a .stablehlo.")
     if suffix == ".onnx" and importlib.util.find_spec("onnx") is None:
         raise gorl.InputError(
             "an .onnx needs the package onnx, which is not installed: pip install 'gorl[onnx]', or make a .stablehlo."
@@ -36,14 +38,14 @@ def export(policy: gorl.Policy, path: pathlib.Path, draw: str) -> None:
     - `policy`: of one seed.
     - `path`: the file: `.stablehlo` or `.onnx`; or one without a suffix, which becomes both. In that case it leaves
         out an `.onnx` that cannot be made, and says why.
-    - `draw`: the policy's source of randomness: `"latent"` or `"seed"`.
+    - `draw`: the policy's source of randomness: `"latent"` or `"seed"`, for a `.stablehlo` only.
     """
     check_export(path, draw)
     drawn = ("seed", "uint32", ()) if draw == "seed" else ("latent", "float32", policy.encoder.noise_shape)
     observation = ("observation", "float32", (policy.observation_size,))
     action = ("action", "float32", (policy.action_size,))
     signature = f"{_described(observation)}, {_described(drawn)} -> {_described(action)}"
-    for file in _files(path):
+    for file in _files(path, draw):
         try:
             content = _KINDS[file.suffix.lower()](policy, draw)
         except gorl.InputError as error:
@@ -55,8 +57,9 @@ def export(policy: gorl.Policy, path: pathlib.Path, draw: str) -> None:
         print(f"{file}, {len(content) / 1000:,.0f} kB: {signature}")
 
 
-def _files(path: pathlib.Path) -> list[pathlib.Path]:
-    return [path] if path.suffix else [path.with_suffix(suffix) for suffix in _KINDS]
+def _files(path: pathlib.Path, draw: str) -> list[pathlib.Path]:
+    suffixes = (".stablehlo",) if draw == "seed" else _KINDS
+    return [path] if path.suffix else [path.with_suffix(suffix) for suffix in suffixes]
 
 
 def _described(array: tuple[str, str, tuple[int, ...]]) -> str:

@@ -1,4 +1,4 @@
-"""Returns and advantages of a stretch of experience."""
+"""Returns and advantages of consecutive steps."""
 
 import jax
 import jax.numpy as jnp
@@ -15,15 +15,15 @@ def lambda_returns(
     discount: Real,
     trace_decay: Real,
 ) -> Float[Array, "time *batch"]:
-    """What each step and those that follow it earn, looking further with the weights of TD(λ).
+    """The λ-return of each step.
 
-    After a terminal step nothing more is earned. At a truncated step (the time limit) the episode would have gone on:
-    it is worth its reward and the value of the state that it led to, and so is the last step there is.
+    A terminated step has no next state. A truncated step (the time limit) and the last step are bootstrapped with the
+    value of their next state.
 
     **Arguments:**
 
-    - `rewards`: what each step earned.
-    - `next_values`: the value of the state that each step led to, also where the episode ended there.
+    - `rewards`: of each step.
+    - `next_values`: the value of the next state of each step, before any restart.
     - `terminated`, `truncated`: whether the episode ended with the step, and why.
     - `discount`, `trace_decay`: γ and λ.
 
@@ -53,11 +53,11 @@ def generalised_advantage(
     discount: Real,
     gae_lambda: Real,
 ) -> tuple[Float[Array, "time *batch"], Float[Array, "time *batch"]]:
-    """The advantages and the value targets of a stretch of experience.
+    """The generalised advantage and the value target of each step.
 
     **Arguments:**
 
-    - `values`: the value of the state that each step was taken in.
+    - `values`: the value of the state of each step.
 
     The others are those of [`lambda_returns`][].
 

@@ -1,4 +1,4 @@
-"""Values as distributions over fixed bins, learned by cross-entropy."""
+"""Values as categorical distributions over fixed bins."""
 
 import equinox as eqx
 import jax
@@ -12,12 +12,12 @@ _STD_IN_BINS = 0.75
 
 
 class Bins(eqx.Module):
-    """Equally wide bins from a lowest to a highest value.
+    """Bins of equal width from a lowest to a highest value.
 
     **Arguments:**
 
     - `lowest`, `highest`: the centres of the first and the last bin.
-    - `num_bins`: how many there are.
+    - `num_bins`: the number of bins.
 
     ??? cite "Reference"
 
@@ -36,15 +36,15 @@ class Bins(eqx.Module):
 
     @property
     def centres(self) -> Float[Array, " bins"]:
-        """The value that each bin stands for."""
+        """The centre of each bin."""
         return jnp.asarray(self.lowest + self.width * np.arange(self.num_bins, dtype=np.float32))
 
     def clip(self, value: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
-        """The nearest value that the bins can hold."""
+        """The nearest value within the range of the bins."""
         return jnp.clip(value, self.lowest, self.highest)
 
     def project(self, value: Float[Array, "*batch"]) -> Float[Array, "*batch bins"]:
-        """A value as probabilities of the bins: a Gaussian around it (HL-Gauss), as far as it lies within the bins."""
+        """Projects a value to probabilities of the bins: those of a Gaussian around it (HL-Gauss), renormalised."""
         edges = self.lowest + self.width * (np.arange(self.num_bins + 1, dtype=np.float32) - 0.5)
         edges = jnp.expand_dims(edges, tuple(range(jnp.ndim(value))))
         below = jax.scipy.stats.norm.cdf(edges, self.clip(value)[..., None], _STD_IN_BINS * self.width)
@@ -52,5 +52,5 @@ class Bins(eqx.Module):
         return mass / jnp.sum(mass, axis=-1, keepdims=True)
 
     def mean(self, logits: Float[Array, "*batch bins"]) -> Float[Array, "*batch"]:
-        """The value that logits of the bins stand for."""
+        """The mean of the distribution with these logits."""
         return jax.nn.softmax(logits) @ self.centres

@@ -1,4 +1,4 @@
-"""Files in, files out: the only module of the library that touches a disk."""
+"""Files: the only module of the library that touches a disk."""
 
 import hashlib
 import importlib.metadata
@@ -32,12 +32,12 @@ _FORMAT = 2
 _OLDEST_FORMAT = 2  # in which names got the ones that the field uses; every format from here on is read
 _FIRST_LINE = re.compile(rb"gorl (\d{1,9}) ([0-9a-f]{64})\n")
 _UNFINISHED = ".unfinished"
-_OF_ENVIRONMENT = ".rollout_state."  # the arrays of a state that an environment decides
-_SHOWN = 3  # arrays that have changed, in a message
+_OF_ENVIRONMENT = ".rollout_state."  # arrays of a state that depend on the environment
+_SHOWN = 3  # changed arrays that a message names
 
 
 def write_whole(path: str | os.PathLike, content: bytes | str | list[bytes | memoryview]) -> None:
-    """Writes a file such that, whatever happens, either the whole of it is there afterwards or what was there before.
+    """Writes a file atomically: afterwards either the whole new file is there or the old one.
 
     **Arguments:**
 
@@ -56,22 +56,22 @@ def write_whole(path: str | os.PathLike, content: bytes | str | list[bytes | mem
             file.writelines(pieces)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp makes files that nobody else may read
+        os.chmod(temporary, 0o644)  # mkstemp makes files that only their owner reads
         os.replace(temporary, path)
     except BaseException:
         pathlib.Path(temporary).unlink(missing_ok=True)
         raise
     directory = os.open(path.parent, os.O_RDONLY)
     try:
-        os.fsync(directory)  # the name as well outlives a pulled plug
+        os.fsync(directory)  # so that the name survives a power failure, too
     finally:
         os.close(directory)
 
 
 def remove_unfinished(directory: str | os.PathLike) -> None:
-    """Removes what `write_whole` was writing in a directory when its process was killed.
+    """Removes the temporary files of `write_whole` that a killed process left in a directory.
 
-    Only for a directory that no other process writes to.
+    No other process may be writing to the directory.
     """
     for path in pathlib.Path(directory).glob(f".*{_UNFINISHED}"):
         path.unlink(missing_ok=True)
@@ -84,7 +84,7 @@ def save_policy(path: str | os.PathLike, policy: Policy, config: Config) -> None
 
     - `path`: where.
     - `policy`: such as `result.policy`.
-    - `config`: what it was trained with.
+    - `config`: of its run.
 
     **Raises:**
 
@@ -104,8 +104,8 @@ def load_policy(path: str | os.PathLike, *, seed: int | None = None, env: str | 
     **Arguments:**
 
     - `path`: the file, or the directory of a run of `gorl train`.
-    - `seed`: which policy of a run over several seeds, counted from 0; `None` for all of them, with a leading axis.
-    - `env`: the name of the environment that the policy is meant for, to be sure.
+    - `seed`: the index of a policy of several seeds, counted from 0; `None` for all of them, with a leading axis.
+    - `env`: the name of an environment, to check that the policy was trained on it.
 
     **Returns:**
 
@@ -146,14 +146,14 @@ def load_policy(path: str | os.PathLike, *, seed: int | None = None, env: str | 
 
 
 def save_state(path: str | os.PathLike, state: TrainState, config: Config, note: Any = None) -> None:
-    """Writes the whole state of a run between two chunks, from which `gorl.iterate` goes on bit-identically.
+    """Writes the whole state of a run, from which `gorl.iterate` continues bit-identically.
 
     **Arguments:**
 
     - `path`: where.
     - `state`: as `gorl.iterate` gave it; of one seed or of several.
     - `config`: of the run.
-    - `note`: anything that JSON can hold, to be found again by `load_state`.
+    - `note`: any JSON value, which `load_state` returns.
 
     **Raises:**
 
@@ -188,7 +188,7 @@ def load_state(path: str | os.PathLike, config: Config) -> tuple[TrainState, Any
     """
     path = pathlib.Path(path)
     header, arrays = _read(path, _STATE)
-    before = _config(path, header)  # where fields that came later have their defaults
+    before = _config(path, header)  # newer fields have their defaults
     changed = _differences(to_dict(before), to_dict(config))
     longer = Config.from_json(config.to_json())
     if changed and not continues(before, longer):
@@ -211,7 +211,7 @@ def load_state(path: str | os.PathLike, config: Config) -> tuple[TrainState, Any
 
 
 def _without_keys(tree: PyTree) -> PyTree:
-    """Random keys as the numbers that they consist of, which is all that a file can hold."""
+    """Random keys as plain numbers, which a file can hold."""
     return jax.tree.map(lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) else leaf, tree)
 
 
@@ -220,7 +220,7 @@ def _is_key(leaf: Any) -> bool:
 
 
 def _differences(before: Any, after: Any, prefix: str = "") -> list[str]:
-    """What differs between two configs as plain data, by dotted name."""
+    """The differences between two configs as plain data, by dotted name."""
     if not isinstance(before, dict) or not isinstance(after, dict):
         return [] if before == after else [f"{prefix.rstrip('.')} was {before} and is {after}"]
     names = dict.fromkeys([*before, *after])
@@ -247,7 +247,7 @@ def _write(path: str | os.PathLike, kind: str, config: Config, header: dict[str,
 
 
 def _read(path: pathlib.Path, kind: str) -> tuple[dict[str, Any], memoryview]:
-    """The header of a file, and its arrays, as they were when it was written."""
+    """The header of a file, and its arrays as bytes."""
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -274,7 +274,7 @@ def _read(path: pathlib.Path, kind: str) -> tuple[dict[str, Any], memoryview]:
 
 
 def written_by(version: str) -> str:
-    """The end of a sentence about a file of a format that is not read any more, and was written by that version."""
+    """The end of a sentence that refuses a file of an older format, which that version wrote."""
     return (
         f"was written by gorl {version}, whose names this version does not know any more: install that one to read it "
         f'(pip install "gorl=={version}"), or begin a new run.'
@@ -299,7 +299,7 @@ def _config(path: pathlib.Path, header: dict[str, Any]) -> Config:
 
 
 def _environment(config: Config) -> dict[str, int]:
-    """What a run takes for granted of its environment: in words that a number goes after."""
+    """What must not change in the environment of a run, in words that a number follows."""
     env = load_environment(config.env)
     return {
         "observations of size": env.observation_size,
@@ -359,7 +359,7 @@ def _deserialise(path: pathlib.Path, header: dict[str, Any], arrays: memoryview,
     try:
         return eqx.tree_deserialise_leaves(io.BytesIO(arrays), like)
     except (RuntimeError, ValueError, EOFError) as error:
-        # The checksum is right, so the file is what was written: it is the code that has changed since.
+        # The checksum is right, so it is the code that has changed.
         raise _of_another_version(path, header) from error
 
 
@@ -376,7 +376,7 @@ def _of_another_version(path: pathlib.Path, header: dict[str, Any]) -> InputErro
 
 
 def _described(tree: PyTree) -> dict[str, str]:
-    """The type and the shape of every array, by its place in a tree."""
+    """The type and the shape of every array, by its path in the tree."""
     return {
         jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}"
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
@@ -385,6 +385,6 @@ def _described(tree: PyTree) -> dict[str, str]:
 
 
 def _batch_shape(policy: Policy) -> list[int]:
-    """The leading axes of a policy: a single one has a scalar flag in its decoder."""
+    """The leading axes of a policy."""
     assert isinstance(policy.decoder, StagedDecoder)
     return list(policy.decoder.fitted.shape)

@@ -1,7 +1,7 @@
-"""What a run is: pure data."""
+"""The configuration of a run, as pure data."""
 
 import json
-from typing import Any
+from typing import Any, final
 
 import equinox as eqx
 import jax
@@ -19,19 +19,20 @@ def _env_config(env: Any) -> EnvConfig:
     return env if isinstance(env, EnvConfig) else EnvConfig(env)
 
 
+@final
 class Config(eqx.Module):
-    """Everything that decides a run but its random key.
+    """The configuration of a run: everything that decides it, except its random key.
 
-    A value: it prints, compares and goes through JSON exactly. Numbers that decide no shape are pytree leaves, so a
-    batch of them can be trained in one `vmap`; the others are static. It is changed by
+    It prints, compares and goes through JSON exactly. Numbers that decide no shape are pytree leaves, so a batch of
+    them can be trained in one `vmap`; the others are static. It is changed by
     `gorl.replace(config, {"learner.clip_epsilon": 0.1})`.
 
     **Arguments:**
 
     - `env`: the environment: an `EnvConfig`, a name, or an environment itself.
-    - `learner`: how the encoder is trained.
-    - `decoder`: what turns latents into actions.
-    - `refinement`: how the decoder is fitted between stages.
+    - `learner`: trains the encoder.
+    - `decoder`: turns latents into actions.
+    - `refinement`: the regression of the decoder between stages.
     - `stage_steps`: environment steps of each stage, rounded to whole iterations of the learner.
     - `evaluation_interval`: environment steps between evaluations, rounded to whole iterations; every stage is also
         evaluated when it begins and when it ends.
@@ -57,7 +58,7 @@ class Config(eqx.Module):
         self.check()
 
     def check(self) -> None:
-        """Checks every value that is known, without loading the environment; done whenever a config is made.
+        """Checks every value without loading the environment; called whenever a config is made.
 
         **Raises:**
 
@@ -130,7 +131,7 @@ class Config(eqx.Module):
 
 
 def as_arrays(config: Config) -> Config:
-    """`config` with its leaves as arrays, so that compiled code is shared between values instead of made for each."""
+    """`config` with its leaves as arrays, so that all values share the compiled code."""
 
     def array(leaf: Any) -> jax.Array:
         is_integer = jnp.issubdtype(jnp.result_type(leaf), jnp.integer)

@@ -1,4 +1,4 @@
-"""Why the numbers of a seed stopped being finite."""
+"""Why a seed diverged."""
 
 import enum
 
@@ -7,12 +7,12 @@ from jaxtyping import Array, Bool, Int
 
 
 class Divergence(enum.IntEnum):
-    """Where a number was first found not to be finite.
+    """Which number first was not finite.
 
-    - `REWARD`, `OBSERVATION`: in what the environment gave, while the policy was sound. A simulation that blew up and
-        ended its episode is none: environments may do so.
-    - `PARAMETERS`: in the encoder that is being trained.
-    - `DECODER`: in the decoder, or in its loss on the pairs held out.
+    - `REWARD`, `OBSERVATION`: of the environment, while the parameters were finite. A simulation that blew up and ended
+        its episode does not count: environments may do so.
+    - `PARAMETERS`: of the encoder.
+    - `DECODER`: parameters or validation loss of the decoder.
     """
 
     NONE = -1
@@ -23,7 +23,7 @@ class Divergence(enum.IntEnum):
 
     @property
     def description(self) -> str:
-        """A sentence without its subject: what was not finite."""
+        """What was not finite, as a clause."""
         return {
             Divergence.NONE: "every number was finite",
             Divergence.REWARD: "the environment gave a reward that is not finite",
@@ -34,5 +34,5 @@ class Divergence(enum.IntEnum):
 
 
 def first_of(*found: tuple[Bool[Array, ""], Divergence]) -> Int[Array, ""]:
-    """The first of several that was found; `Divergence.NONE` if none was."""
+    """The first one that is found; `Divergence.NONE` if none is."""
     return jnp.select([is_found for is_found, _ in found], [int(kind) for _, kind in found], int(Divergence.NONE))

@@ -1,15 +1,15 @@
-"""The error type for bad input, and the nearest-name hint that goes with a misspelling."""
+"""The error for bad input, and the hint at the nearest names of a misspelt one."""
 
 import difflib
 from collections.abc import Iterable
 
 
 class InputError(ValueError):
-    """Something the caller gave is wrong; the message is one sentence that says how to fix it."""
+    """Bad input. The message is one sentence that says how to fix it."""
 
 
 class DamagedFileError(InputError):
-    """A file is not what was written to it, so that another copy of it may help."""
+    """A file is not what was written to it. Another copy of it may help."""
 
 
 def unknown_name(what: str, name: str, names: Iterable[str]) -> InputError:
@@ -17,9 +17,9 @@ def unknown_name(what: str, name: str, names: Iterable[str]) -> InputError:
 
     **Arguments:**
 
-    - `what`: what was being named, such as `"environment"`.
+    - `what`: the kind of name, such as `"environment"`.
     - `name`: the name that was not found.
-    - `names`: every name that would have been understood.
+    - `names`: every valid name.
 
     **Returns:**
 
@@ -27,7 +27,9 @@ def unknown_name(what: str, name: str, names: Iterable[str]) -> InputError:
     """
     names = sorted(names)
     folded = {candidate.casefold(): candidate for candidate in names}
-    near = [folded[match] for match in difflib.get_close_matches(name.casefold(), folded, n=3, cutoff=0.5)]
+    longer = [candidate for candidate in folded if name and candidate.startswith(name.casefold())][:3]
+    close = longer or difflib.get_close_matches(name.casefold(), folded, n=3, cutoff=0.5)
+    near = [folded[match] for match in close]
     if near:
         hint = f"did you mean {' or '.join(repr(candidate) for candidate in near)}?"
     elif not names:

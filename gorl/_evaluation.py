@@ -1,4 +1,4 @@
-"""Evaluating: playing whole episodes, for what a policy earns in them and for what it does."""
+"""Evaluation: whole episodes of a policy, and their returns."""
 
 from collections.abc import Callable
 
@@ -22,15 +22,15 @@ def evaluate(
     num_episodes: int = 128,
     stochastic: bool = False,
 ) -> Float[Array, " episodes"]:
-    """The return of a policy in each of several fresh episodes.
+    """The return of a policy in each of several new episodes.
 
     **Arguments:**
 
     - `env`: the environment: `config.env`, a name, or an environment itself.
-    - `policy`: who acts.
-    - `key`: decides the start states, and the latents if they are drawn.
-    - `num_episodes`: how many episodes, all side by side.
-    - `stochastic`: draw latents from the encoder, rather than taking its mode.
+    - `policy`: the policy.
+    - `key`: decides the start states, and the latents if they are sampled.
+    - `num_episodes`: the number of parallel episodes.
+    - `stochastic`: sample latents from the encoder; otherwise its mode acts.
 
     **Returns:**
 
@@ -46,14 +46,14 @@ def evaluate(
 
 
 class Trajectories(eqx.Module):
-    """What a policy saw, did and earned in several episodes, all of which begin at once.
+    """Parallel episodes, step by step. After the end of an episode its rewards are 0, and the rest means nothing.
 
-    What follows the end of an episode means nothing there; its rewards are 0.
+    **Attributes:**
 
-    - `observation`: what the policy saw before each action.
-    - `action`: what the environment received, in `[-1, 1]`.
-    - `reward`: what each action brought.
-    - `length`: the number of actions until each episode was over, or left.
+    - `observation`: before each action.
+    - `action`: in `[-1, 1]`, as the environment receives it.
+    - `reward`: of each action.
+    - `length`: the number of actions in each episode.
     """
 
     observation: Float[Array, "episodes time observation"]
@@ -71,22 +71,22 @@ def play(
     stochastic: bool = False,
     num_steps: int | None = None,
 ) -> Trajectories:
-    """What a policy does in each of several fresh episodes.
+    """The steps of a policy in each of several new episodes.
 
     They are the episodes of `gorl.evaluate` for the same environment, policy, key, `num_episodes` and `stochastic`.
 
     **Arguments:**
 
     - `env`: the environment: `config.env`, a name, or an environment itself.
-    - `policy`: who acts.
-    - `key`: decides the start states, and the latents if they are drawn.
-    - `num_episodes`: how many episodes, all side by side.
-    - `stochastic`: draw latents from the encoder, rather than taking its mode.
-    - `num_steps`: the number of actions after which an episode is left; `None` to stay until its end.
+    - `policy`: the policy.
+    - `key`: decides the start states, and the latents if they are sampled.
+    - `num_episodes`: the number of parallel episodes.
+    - `stochastic`: sample latents from the encoder; otherwise its mode acts.
+    - `num_steps`: the largest number of actions; `None` for whole episodes.
 
     **Returns:**
 
-    Every step of the episodes. Their time axis is as long as the time limit or `num_steps`, whichever is less.
+    Every step of the episodes. The time axis has the length of the time limit or `num_steps`, whichever is less.
 
     **Raises:**
 
@@ -98,7 +98,7 @@ def play(
 
 
 def check_counts(**counts: int | None) -> None:
-    """Checks that numbers, given by their names, are at least 1 where they are given at all.
+    """Checks that every number that is given is at least 1.
 
     **Raises:**
 
@@ -131,13 +131,15 @@ def load_for(env: EnvConfig | Environment | str, policy: Policy) -> EpisodicEnv:
 
 
 class Played(eqx.Module):
-    """Episodes that have been played.
+    """Parallel episodes that have been played.
+
+    **Attributes:**
 
     - `returns`: the sum of the rewards of each.
-    - `divergence`: what each saw first that was not finite; a `Divergence`.
-    - `length`: the number of actions until each was over, or left.
-    - `seen`: what was asked for, of every step.
-    - `last`: the state of each after the last step. One that is over goes on, but nothing of it counts.
+    - `divergence`: what was first not finite in each; a `Divergence`.
+    - `length`: the number of actions in each.
+    - `seen`: what `see` returned for every step.
+    - `last`: the state of each after the last step. An episode that is done is stepped on, but nothing of it counts.
     """
 
     returns: Float[Array, " episodes"]
@@ -156,12 +158,12 @@ def play_episodes(
     stochastic: bool = False,
     see: Callable[[EpisodeState, Array, Array], PyTree[Array]] = lambda episode, action, reward: (),
 ) -> Played:
-    """Plays the episodes that `key` decides on, for an environment that has been loaded and checked.
+    """Plays episodes of an environment that has been loaded and checked.
 
     **Arguments:**
 
-    - `see`: what to keep of one step, given the episode before it, what the environment received and what that brought.
-        Of nothing else is there a time axis.
+    - `see`: what to keep of one step, given the episode before it, the action and the reward. Nothing else gets a time
+        axis.
 
     The others are those of [`play`][].
     """
@@ -192,14 +194,14 @@ def play_episodes(
     start = jax.vmap(env.start)(jax.random.split(start_key, num_episodes))
     empty = jnp.full(num_episodes, int(Divergence.NONE), jnp.int32)
     carry = (start, start.done, jnp.zeros(num_episodes), empty, jnp.zeros(num_episodes, jnp.int32))
-    # As many keys as a whole episode takes, so that one that is left early begins like it.
+    # As many keys as a whole episode takes, so that a shorter one begins like it.
     step_keys = jax.random.split(step_key, env.num_steps)[:num_steps]
     (last, _, total, divergence, length), seen = jax.lax.scan(step, carry, step_keys)
     return Played(total, divergence, length, seen, last)
 
 
 def _divergence(observation: Float[Array, " observation"], reward: Float[Array, ""]) -> Int[Array, ""]:
-    """What of one step is not finite: what the policy saw, or what it was paid."""
+    """What of one step is not finite: the observation or the reward."""
     return first_of(
         (~jnp.all(jnp.isfinite(observation)), Divergence.OBSERVATION), (~jnp.isfinite(reward), Divergence.REWARD)
     )

@@ -1,4 +1,4 @@
-"""Policies as programs for those who do not have this library."""
+"""Export of policies as programs that run without this library."""
 
 import contextlib
 import importlib.util
@@ -19,12 +19,12 @@ _PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 
 def export_stablehlo(policy: Policy, draw: str = "latent") -> bytes:
-    """Writes a policy as StableHLO, for whoever has JAX and flatbuffers, with which JAX reads such a file.
+    """Writes a policy as StableHLO, which JAX reads (with flatbuffers installed).
 
     **Arguments:**
 
-    - `policy`: a single one.
-    - `draw`: what decides which of the policy's actions it is: `"latent"` for standard normal noise of the shape
+    - `policy`: one policy.
+    - `draw`: the source of randomness: `"latent"` for standard normal noise of the shape
         `policy.encoder.noise_shape`, of which zeros give `policy.mode(observation)`; `"seed"` for a number, which gives
         `policy(observation, jax.random.key(seed))`.
 
@@ -51,45 +51,46 @@ def export_stablehlo(policy: Policy, draw: str = "latent") -> bytes:
     return bytes(exported.serialize())
 
 
-def export_onnx(policy: Policy, draw: str = "latent") -> bytes:
-    """Writes a policy as ONNX, for onnxruntime and the many programs that read it.
+def export_onnx(policy: Policy) -> bytes:
+    """Writes a policy as ONNX, which onnxruntime and many other programs read.
 
-    Networks of one's own can be in it as well, if they consist of the usual layers for vectors.
+    It may contain networks of your own that consist of the usual layers for vectors.
 
     **Arguments:**
 
-    - `policy`: a single one, that takes a given number of steps.
-    - `draw`: what decides which of the policy's actions it is, as in [`export_stablehlo`][].
+    - `policy`: one policy, whose integrators take fixed steps.
 
     **Returns:**
 
-    The content of an `.onnx` file. Its inputs are `observation`, `float32[batch, observation_size]`, and either
-    `latent`, `float32[batch, *noise_shape]`, or `seed`, `uint32[batch]`; its output is `action`,
-    `float32[batch, action_size]` in `[-1, 1]`. The batch can have any size.
+    The content of an `.onnx` file. Its inputs are `observation`, `float32[batch, observation_size]`, and `latent`,
+    `float32[batch, *noise_shape]`, which is standard normal noise; zeros give `policy.mode(observation)`. Its output is
+    `action`, `float32[batch, action_size]` in `[-1, 1]`. The batch can have any size.
 
     **Raises:**
 
     `gorl.InputError` if `policy` holds several policies, or adapts its steps, or does something else that ONNX is not
-    written for here; if there is no such `draw`; or if onnx is not installed.
+    written for here; or if onnx is not installed.
     """
     if importlib.util.find_spec("onnx") is None:
         raise InputError("ONNX takes the package onnx, which is not installed: pip install 'gorl[onnx]'.")
     from ._onnx import to_onnx
 
-    act, inputs = _program(policy, draw)
+    act, inputs = _program(policy, "latent")
     if _adapts_steps(policy):
         raise InputError(
             "ONNX is not written for a policy that adapts its steps to what it sees: leave decoder.rtol and "
             "decoder.atol out for given steps, or export to StableHLO."
         )
-    drawn_by = "standard normal noise; zeros give the mode" if draw == "latent" else "of jax.random.key"
-    description = f"A policy trained by gorl. observation: as the environment gives it; {draw}: {drawn_by}."
+    description = (
+        "A policy trained by gorl. observation: as the environment gives it; latent: standard normal noise; zeros give "
+        "the mode."
+    )
     return to_onnx(act, inputs, "action", description)
 
 
 @contextlib.contextmanager
 def _without_source_locations() -> Iterator[None]:
-    """Keeps paths on this machine out of what JAX writes, so that the same policy is the same bytes everywhere."""
+    """Keeps paths of this machine out of the program, so that a policy is the same bytes everywhere."""
     name = "jax_traceback_in_locations_limit"
     limit = getattr(jax.config, name)
     jax.config.update(name, 0)
@@ -100,7 +101,7 @@ def _without_source_locations() -> Iterator[None]:
 
 
 def _program(policy: Policy, draw: str) -> tuple[Callable[..., Array], dict[str, jax.ShapeDtypeStruct]]:
-    """The action of a policy as a function of one example, and what that takes, by name."""
+    """The action of a policy as a function of one example, and its arguments by name."""
     if draw not in _DRAWS:
         raise unknown_name("draw", draw, _DRAWS)
     policy.check_single()
@@ -122,13 +123,13 @@ def _program(policy: Policy, draw: str) -> tuple[Callable[..., Array], dict[str,
 
 
 def _adapts_steps(policy: Policy) -> bool:
-    """Whether a differential equation in a policy is solved in as many steps as it takes."""
+    """Whether a differential equation of a policy is solved in adapted steps."""
     parts = jax.tree.leaves(_without_stage(policy), is_leaf=lambda part: isinstance(part, Integrator))
     return any(isinstance(part, Integrator) and part.controller is not None for part in parts)
 
 
 def _without_stage(policy: Policy) -> Policy:
-    """The same policy with the decoder that is in use: one that has not been fitted would only fill a file."""
+    """The same policy without a decoder that has not been fitted, which would only fill the file."""
     decoder = policy.decoder
     if isinstance(decoder, StagedDecoder):
         decoder = decoder.decoder if decoder.fitted else IdentityDecoder()

@@ -1,4 +1,4 @@
-"""Longer runs: the config with more steps, and the state from which a run goes on with it."""
+"""Longer runs: a config with more steps, and a state to continue from."""
 
 import dataclasses
 import itertools
@@ -21,10 +21,10 @@ _ADDED = ("stage_steps", "extra_evaluations")  # the fields in which a longer co
 
 
 def lengthen(config: Config, total_steps: int) -> Config:
-    """`config` with more environment steps: the steps that it has, and then further stages about as long as its last.
+    """`config` with more environment steps: further stages follow, each about as long as the last one.
 
-    Without a decoder there is nothing to refine between stages, so the one stage gets longer. It is evaluated where it
-    used to end as well. The interval between evaluations stays.
+    Without a decoder there is nothing to refine, so the one stage gets longer. It is also evaluated where it ended
+    before. The interval between evaluations stays.
 
     **Arguments:**
 
@@ -56,7 +56,7 @@ def lengthen(config: Config, total_steps: int) -> Config:
 
 
 def extend(config: Config, state: TrainState, longer: Config) -> TrainState:
-    """The state from which `gorl.iterate(longer, state)` goes on with a run of `config`, finished or not.
+    """The state from which `gorl.iterate(longer, state)` continues a run of `config`, finished or not.
 
     A pure function. Everything up to `state` stays as it is, the curve included. The evaluation of the best policy that
     ended a finished run is dropped, because the longer run does not end there. The result is the same bit for bit as
@@ -106,7 +106,7 @@ def extend(config: Config, state: TrainState, longer: Config) -> TrainState:
 
 
 def continues(config: Config, longer: Config) -> bool:
-    """Whether a run of `longer` is one of `config` up to the end of that, but for the evaluation of the best policy."""
+    """Whether a run of `longer` begins with all steps of one of `config`, except its last evaluation."""
     names = [field.name for field in dataclasses.fields(config) if field.name not in _ADDED]
     if not all(getattr(config, name) == getattr(longer, name) for name in names):
         return False

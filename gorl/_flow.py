@@ -1,4 +1,4 @@
-"""Following a learned velocity from noise at time 0 to an action at time 1."""
+"""Flows along a learned velocity field, from noise at time 0 to an action at time 1."""
 
 import jax
 import jax.numpy as jnp

@@ -13,14 +13,14 @@ MIN_STD, MAX_STD = 1e-3, 10.0
 def mean_and_std(
     outputs: Float[Array, " twice_size"],
 ) -> tuple[Float[Array, " size"], Float[Array, " size"]]:
-    """What a network's outputs say of a Gaussian: its mean, and `clip(softplus(·) + 1e-3, 1e-3, 10)` of the second half
-    as its standard deviation."""
+    """Mean and standard deviation from the outputs of a network. The second half becomes the standard deviation by
+    `clip(softplus(·) + 1e-3, 1e-3, 10)`."""
     mean, raw = jnp.split(outputs, 2)
     return mean, jnp.clip(jax.nn.softplus(raw) + MIN_STD, MIN_STD, MAX_STD)
 
 
 def standard_outputs(size: int) -> Float[Array, " twice_size"]:
-    """The outputs that [`mean_and_std`][] reads as N(0, I)."""
+    """The outputs that [`mean_and_std`][] maps to N(0, I)."""
     unit = jnp.log(jnp.expm1(1.0 - MIN_STD))  # softplus of this is 1 - MIN_STD
     return jnp.concatenate([jnp.zeros(size), jnp.full(size, unit)])
 
@@ -40,14 +40,14 @@ def divergence(
     other_mean: Float[Array, "*batch size"],
     other_std: Float[Array, "*batch size"],
 ) -> Float[Array, "*batch"]:
-    """The Kullback-Leibler divergence of a diagonal Gaussian from another one, `KL(this ‖ other)`, in nats."""
+    """The Kullback-Leibler divergence of one diagonal Gaussian from another, `KL(this ‖ other)`, in nats."""
     variances = (std / other_std) ** 2
     distances = ((mean - other_mean) / other_std) ** 2
     return 0.5 * jnp.sum(variances + distances - 1 - jnp.log(variances), axis=-1)
 
 
 def log_prior(latent: Float[Array, "*batch size"], *, on_actions: bool) -> Float[Array, "*batch"]:
-    """The log-density of N(0, I); or, `on_actions`, of an action before `tanh` that is uniform after it."""
+    """The log-density of N(0, I); with `on_actions`, of an action before `tanh` that is uniform after it."""
     if on_actions:
         return log_tanh_slope(latent) - latent.shape[-1] * jnp.log(2.0)
     return log_density(latent, 0.0, 1.0)
@@ -60,9 +60,9 @@ def log_over_prior(
     *,
     on_actions: bool,
 ) -> Float[Array, "*batch"]:
-    """The log-density of a diagonal Gaussian over that of the prior, see [`log_prior`][].
+    """The log-density of a diagonal Gaussian minus that of the prior, see [`log_prior`][].
 
-    Of draws from the Gaussian it is, on average, the divergence from the prior.
+    Its mean over samples of the Gaussian is the divergence from the prior.
     """
     return log_density(latent, mean, std) - log_prior(latent, on_actions=on_actions)
 

@@ -24,7 +24,7 @@ Group = TypeVar("Group", bound=eqx.Module)
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """The values that a hyperparameter may take."""
+    """The valid values of a hyperparameter."""
 
     integral: bool
     is_static: bool = False  # one number, or a tuple of them, and never a batch
@@ -46,7 +46,7 @@ class Range:
         return f"{many} {kind}{'s' * self.is_tuple} {limits}".rstrip()
 
     def holds(self, value: Any) -> bool:
-        """Whether `value` is of the right kind and lies in the range, with every entry of it (NaN never does)."""
+        """Whether every entry of `value` is of the right kind and in the range (NaN never is)."""
         if value is None:
             return self.is_optional
         if self.is_tuple:
@@ -101,7 +101,7 @@ def static_field(default: Any, *, at_least: int = 1) -> Any:
 def check_ranges(group: eqx.Module, prefix: str = "") -> None:
     """Checks the range of every hyperparameter of `group`, and of the groups inside it.
 
-    Values that are being traced by JAX cannot be looked at and are passed over.
+    Values that JAX is tracing are skipped.
 
     **Arguments:**
 
@@ -124,7 +124,7 @@ def check_ranges(group: eqx.Module, prefix: str = "") -> None:
 
 
 def replace(group: Group, changes: Mapping[str, Any]) -> Group:
-    """A copy of `group` with some values changed, all at once, so that values checked together can change together.
+    """A copy of `group` with some values changed. They change together, so that values that depend on each other can.
 
     **Arguments:**
 
@@ -159,7 +159,7 @@ def replace(group: Group, changes: Mapping[str, Any]) -> Group:
 
 
 def parse(group: eqx.Module, name: str, text: str, prefix: str = "") -> Any:
-    """The value that `text` stands for where it is to be given to the field `name` of `group`.
+    """The value that `text` stands for, for the field `name` of `group`.
 
     **Arguments:**
 
@@ -290,6 +290,9 @@ def from_dict(kind: type[Group], data: Any, prefix: str = "") -> Group:
         if name not in fields:
             raise unknown_name(f"field of {kind.__name__}", name, fields)
         values[name] = _restored(fields[name], value, prefix)
+    for name, field in fields.items():
+        if name not in values and field.default is dataclasses.MISSING:
+            raise InputError(f"{where} has no {prefix}{name}: give it one.")
     return kind(**values)
 
 

@@ -1,4 +1,4 @@
-"""Things of the user's own, given by name."""
+"""Users' objects by name."""
 
 import importlib
 import os
@@ -15,8 +15,8 @@ def imported(what: str, name: str) -> Any:
 
     **Arguments:**
 
-    - `what`: what it is wanted as, such as `"environment"`.
-    - `name`: where it is.
+    - `what`: its kind, such as `"environment"`.
+    - `name`: module and attribute.
 
     **Raises:**
 
@@ -27,7 +27,7 @@ def imported(what: str, name: str) -> Any:
         raise _named_by_file(what, name)
     try:
         return getattr(importlib.import_module(module), attribute)
-    except (Exception, SystemExit) as error:  # a module can raise anything, and a script may end itself
+    except (Exception, SystemExit) as error:  # a module can raise anything, and a script may exit
         raise InputError(f"the {what} {name!r} cannot be imported: {described(error)}.") from error
 
 
@@ -42,14 +42,14 @@ def not_found(what: str, name: str, names: Collection[str]) -> InputError:
 
 
 def described(error: BaseException) -> str:
-    """What an error says that was caught where it is called, in one line, and where in the user's own code it arose."""
+    """An error in one line, with the place in the user's own code that raised it."""
     said = " ".join(str(error).split()).rstrip(".")
     kind = type(error).__name__
     called = traceback.extract_tb(error.__traceback__)[1:]  # the first one is where it was caught
     frames = [frame for frame in called if not _is_of_import(frame.filename)]
     if not frames:  # it says by itself where it is, as an error of syntax does
         return said or kind
-    # The innermost place in the code that was called, rather than in a library which that code calls.
+    # The innermost place in the user's code, not in a library that it calls.
     home = pathlib.Path(frames[0].filename).parent
     place = [frame for frame in frames if _belongs(pathlib.Path(frame.filename), home)][-1]
     file = os.path.relpath(place.filename)
@@ -71,5 +71,5 @@ def _is_of_import(file: str) -> bool:
 
 
 def _belongs(file: pathlib.Path, home: pathlib.Path) -> bool:
-    """Whether a file is in a directory, and not among the packages of an environment that lies in it."""
+    """Whether a file is in a directory, but not in a virtual environment inside it."""
     return file.is_relative_to(home) and "site-packages" not in file.relative_to(home).parts

@@ -2,7 +2,6 @@
 
 import equinox as eqx
 import numpy as np
-import scipy.stats
 from jaxtyping import Float
 
 CONFIDENCE = 0.95
@@ -42,6 +41,8 @@ def interval(values: Float[np.ndarray, "..."], axis: int = -1) -> Interval:
     - `values`: independent of each other along the axis, and about normal.
     - `axis`: which.
     """
+    import scipy.stats  # which takes as long to import as a fifth of gorl
+
     values = np.moveaxis(values.astype(np.float64), axis, -1)
     finite = np.where(np.isfinite(values), values, np.nan)
     count = np.sum(np.isfinite(values), axis=-1)

@@ -1,4 +1,4 @@
-"""The networks behind every policy, value function and decoder."""
+"""The networks of policies, value functions and decoders."""
 
 import equinox as eqx
 import jax
@@ -17,9 +17,9 @@ class _SiLU(eqx.Module):
 
 
 class _Linear(eqx.nn.Linear):
-    """`equinox.nn.Linear` with the vector on the left: of a batch, XLA then makes `inputs @ weight.T`, row by row.
+    """`equinox.nn.Linear` with the vector on the left, which XLA turns into `inputs @ weight.T` for a batch.
 
-    The vector on the right becomes `weight @ inputs.T`, whose transpose costs a CPU a tenth of a gradient.
+    With the vector on the right it becomes `weight @ inputs.T`, whose transpose costs a CPU a tenth of a gradient.
     """
 
     def __call__(self, x: Float[Array, " inputs"], *, key: RandomKey | None = None) -> Float[Array, " outputs"]:
@@ -28,7 +28,7 @@ class _Linear(eqx.nn.Linear):
 
 
 class _NormalisedLinear(eqx.Module):
-    """A linear layer and a layer norm after it, which makes a bias of its own superfluous.
+    """A linear layer with a layer norm after it, which has the bias.
 
     ??? cite "Reference"
 
@@ -60,13 +60,13 @@ def mlp(
 
     **Arguments:**
 
-    - `input_size`, `output_size`: the lengths of the vectors that go in and come out.
+    - `input_size`, `output_size`: the lengths of input and output.
     - `width`: the length of each hidden layer.
     - `depth`: the number of hidden layers.
     - `key`: decides the initial weights.
     - `output_scale`: multiplies the initial weights of the last layer; with 0 the network starts at zero.
     - `normalised`: whether a layer norm follows each hidden layer.
-    - `is_hidden`: whether the last layer is a hidden one as well, with whatever follows those.
+    - `is_hidden`: whether the last layer is a hidden one as well, with norm and activation.
     """
     final_activation = _SiLU() if is_hidden else eqx.nn.Identity()
     network = eqx.nn.MLP(
@@ -100,19 +100,19 @@ def _normalised_linear(weight: Float[Array, "outputs inputs"]) -> _NormalisedLin
 
 
 def embed_time(time: Float[Array, ""], num_frequencies: int) -> Float[Array, " embedding"]:
-    """The cosines and sines of `2^k time` for `k = 0, 1, ..`, as a network sees the time of a flow or a diffusion."""
+    """The embedding of the time of a flow or a diffusion: cosines and sines of `2^k time` for `k = 0, 1, ..`."""
     angles = time * np.exp2(np.arange(num_frequencies, dtype=np.float32))
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)])
 
 
 class ConditionalField(eqx.Module):
-    """A learned vector field over actions that an observation and a time decide: a velocity, or a noise.
+    """A learned vector field over actions, given an observation and a time: a velocity or a noise.
 
     **Arguments:**
 
     - `network`: takes the normalised observation, the point and the embedded time, in this order.
-    - `num_frequencies`: how many frequencies the time is embedded with.
-    - `output_scale`: multiplies what the network says.
+    - `num_frequencies`: frequencies of the embedding of the time.
+    - `output_scale`: multiplies the output of the network.
     """
 
     network: eqx.nn.MLP

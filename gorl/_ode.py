@@ -16,8 +16,8 @@ _MAX_ADAPTIVE_STEPS = 4096  # diffrax's own default; a solve that needs more has
 
 
 class _GivenSteps(diffrax.StepTo):
-    """Steps to given times, without the checks of `diffrax.StepTo`: each of those is a call back to the host in every
-    solve, which on a GPU is a wait in every environment step. Here the times increase by construction."""
+    """Steps to given times, without the checks of `diffrax.StepTo`. Each check is a host callback in every solve, so on
+    a GPU every environment step would wait for it. Here the times increase by construction."""
 
     def wrap(self, direction: Any) -> "_GivenSteps":
         return _GivenSteps(self.ts * direction)
@@ -27,14 +27,14 @@ class _GivenSteps(diffrax.StepTo):
 
 
 class Integrator(eqx.Module):
-    """How an ordinary differential equation is integrated.
+    """A solver and its steps.
 
     **Arguments:**
 
     - `solver`: any explicit diffrax ODE solver.
-    - `num_steps`: how many steps the solver takes where they are given, rather than adapted.
-    - `controller`: any diffrax step-size controller that adapts the steps; `None` for steps that are given.
-    - `max_steps`: the most steps that the controller may take.
+    - `num_steps`: the number of steps without a controller.
+    - `controller`: any diffrax step-size controller that adapts the steps; `None` for fixed steps.
+    - `max_steps`: the largest number of adapted steps.
     """
 
     solver: diffrax.AbstractSolver = diffrax.Euler()
@@ -48,22 +48,21 @@ class Integrator(eqx.Module):
         start: Float[Array, " size"],
         times: Float[Array, " times"],
     ) -> Float[Array, " size"]:
-        """Follows a vector field.
+        """Integrates a vector field.
 
         **Arguments:**
 
-        - `field`: the derivative at a time and a point. What it depends on it should hold, as an `equinox.Module` or a
-            `jax.tree_util.Partial` does, rather than close over: jax.checking_leaks takes that for a leak.
-        - `start`: where to start.
-        - `times`: `num_steps + 1` increasing times to step to, from the first to the last; a controller uses only these
-            two.
+        - `field`: the derivative at a time and a point. It should hold its arrays, as an `equinox.Module` or a
+            `jax.tree_util.Partial` does, and not close over them, which jax.checking_leaks reports as a leak.
+        - `start`: the initial point.
+        - `times`: `num_steps + 1` increasing times; a controller uses only the first and the last.
 
         **Returns:**
 
         The point at the last time, or NaN if the controller did not arrive in `max_steps`.
         """
         if self.controller is None:
-            # Given steps have a known number, so that no device has to be asked whether the solve is over.
+            # The number of steps is known, so no device has to be asked whether the solve is done.
             controller, max_steps = _GivenSteps(ts=times), self.num_steps
             adjoint = diffrax.DirectAdjoint()
         else:
@@ -90,7 +89,7 @@ class Integrator(eqx.Module):
 
 
 def integrator(solver: str, num_steps: int, rtol: Real | None, atol: Real | None) -> Integrator:
-    """The integrator that hyperparameters which have been checked with [`check_solver`][] ask for."""
+    """The integrator of hyperparameters that [`check_solver`][] has checked."""
     controller = None
     if rtol is not None and atol is not None:
         controller = diffrax.PIDController(rtol=jnp.asarray(rtol), atol=jnp.asarray(atol))
@@ -118,11 +117,11 @@ def check_solver(solver: str, rtol: Real | None, atol: Real | None) -> None:
 
 
 def solver_name(solver: str | diffrax.AbstractSolver) -> str:
-    """The name that a solver is remembered by.
+    """The name of a solver.
 
     **Raises:**
 
-    `gorl.InputError` if it is none, or has options of its own, which a name cannot say.
+    `gorl.InputError` for anything but a solver, and for one with options, which a name does not hold.
     """
     if isinstance(solver, str):
         return solver
@@ -136,7 +135,7 @@ def solver_name(solver: str | diffrax.AbstractSolver) -> str:
 
 
 def _explicit_solvers() -> dict[str, type[diffrax.AbstractSolver]]:
-    """The diffrax solvers that step an ordinary differential equation without solving equations inside, by name."""
+    """The explicit diffrax solvers of ordinary differential equations, by name."""
     found = [getattr(diffrax, name) for name in dir(diffrax)]
     kinds = (diffrax.Euler, diffrax.AbstractERK)
     return {

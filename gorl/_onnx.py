@@ -1,15 +1,14 @@
-"""From JAX to ONNX, for the programs that policies are.
+"""Writes JAX functions as ONNX programs.
 
-The program is traced for one example and then gone through once, equation by equation. What does not depend on its
-inputs (the times of an integrator, the counter of its loop, whether a buffer is full) is simply computed, so that loops
-unroll and conditions are decided on the way, and what is left is arithmetic.
+A function is traced for one example, and its equations are evaluated in order. An equation of known values, such as the
+times of an integrator, the counter of a loop or the flag of a full buffer, is computed by JAX. So loops unroll,
+conditions choose a branch, and only arithmetic on the inputs remains.
 
-In ONNX every tensor has the shape `(batch, size)`: one example after the other, each flattened. An array that depends
-on the inputs is a table of which element of which tensor each of its elements is. To slice, to transpose or to write
-into a buffer then changes such a table, and costs the ONNX program nothing.
+Every ONNX tensor has the shape `(batch, size)`, because each example is flattened. The elements of all tensors are
+numbered, and an array that depends on the inputs is a table of such numbers. A slice, a transpose or a write into a
+buffer changes only this table, so it adds no ONNX node.
 
-The library for this would be jax2onnx, but its version 0.17 fails on programs with diffrax in them, and random numbers
-do not follow the key in what it writes.
+jax2onnx would be the library for this, but its version 0.17 fails on programs that contain diffrax.
 """
 
 import dataclasses
@@ -20,19 +19,18 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import jax
-import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import onnx
 from jax.extend.core import Jaxpr, Literal
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
 
 from ._errors import InputError
 
-# The oldest versions that have everything needed here: what is written can be read widely.
+# The oldest versions with all operators used here, so that most ONNX programs can read the file.
 _OPSET, _IR_VERSION = 18, 8
 
-_Equation: TypeAlias = Any  # of a jaxpr; JAX does not say in its annotations that what goes in and out has a shape
+_Equation: TypeAlias = Any  # of a jaxpr; JAX's annotations leave out the shapes of its variables
 
 
 def to_onnx(
@@ -42,10 +40,10 @@ def to_onnx(
 
     **Arguments:**
 
-    - `function`: what to write; it returns one array.
-    - `inputs`: its arguments, with their names.
-    - `output`: the name of what it returns.
-    - `description`: what is said about it in the file.
+    - `function`: a function that returns one array.
+    - `inputs`: the names of its arguments, and their shapes; they are float32.
+    - `output`: the name of its result.
+    - `description`: the description in the file.
 
     **Returns:**
 
@@ -53,15 +51,15 @@ def to_onnx(
 
     **Raises:**
 
-    `gorl.InputError` if the function does something that is not known here, has numbers of other than 32 bits, or has a
-    loop or a condition that depends on the inputs.
+    `gorl.InputError` for an operation without an ONNX form here, for dtypes other than float32, int32 and bool, and for
+    loops and conditions that depend on the inputs.
     """
     graph = _Graph(batch_of=next(iter(inputs)))
     program = jax.make_jaxpr(function)(*inputs.values())
     (result,) = graph.run(program.jaxpr, program.consts, [graph.input(name, like) for name, like in inputs.items()])
     (like,) = program.out_avals
     tensor = graph.unflattened(_Unknown(graph.elements(result)), like.shape)
-    last = helper.make_node("Cast", [tensor], [output], output, to=helper.np_dtype_to_tensor_dtype(like.dtype))
+    last = helper.make_node("Identity", [tensor], [output], output)
     proto = helper.make_graph(
         [*graph.nodes.values(), last],
         "policy",
@@ -81,40 +79,38 @@ def to_onnx(
 
 
 def _tensor_info(name: str, like: Any) -> onnx.ValueInfoProto:
-    """An input or output of the program, for a batch of any size."""
+    """An input or output for a batch of any size."""
     return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(like.dtype), ["batch", *like.shape])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Unknown:
-    """An array that depends on the inputs. A random key is an array with one more axis, of two numbers."""
+    """An array that depends on the inputs."""
 
-    elements: np.ndarray  # which of all elements of all tensors, in the shape of the array
+    elements: np.ndarray  # the numbers of its elements, in its shape
 
 
 class _Graph:
-    """An ONNX program that is being written."""
+    """An ONNX program under construction."""
 
     def __init__(self, batch_of: str):
         self.batch_of = batch_of  # an input, whose first axis is the batch
         self.nodes: dict[Any, onnx.NodeProto] = {}  # by what they compute, so that nothing is computed twice
         self.constants: dict[Any, onnx.TensorProto] = {}
-        # All elements are numbered through: a tensor has those from where it starts to where the next one does. It is
-        # a name, or known values.
+        # The elements of all tensors are numbered in one sequence, and a tensor's range ends where the next one starts.
+        # A tensor is a name, or known values.
         self.tensors: list[str | np.ndarray] = []
         self.starts = [0]
 
-    # --- What the program consists of. ---
+    # --- Nodes and constants ---
 
     def input(self, name: str, like: jax.ShapeDtypeStruct) -> _Unknown:
-        """An input of the program."""
+        """Flattens an input of the program."""
         tensor = name if len(like.shape) == 1 else self.node("Reshape", name, self.constant([0, math.prod(like.shape)]))
-        if jnp.issubdtype(like.dtype, jnp.integer):
-            tensor = self.node("Cast", tensor, to=TensorProto.INT64)
         return self.unknown(tensor, like.shape)
 
     def node(self, kind: str, *inputs: str, **attributes: Any) -> str:
-        """Adds a node with one output, and names that."""
+        """Adds a node, and returns the name of its output."""
         computes = (kind, inputs, tuple(attributes.items()))
         if computes not in self.nodes:
             name = f"{kind}_{len(self.nodes)}"
@@ -122,42 +118,40 @@ class _Graph:
         return self.nodes[computes].output[0]
 
     def constant(self, value: Any) -> str:
-        """Adds a constant, and names it."""
+        """Adds a constant, and returns its name."""
         value = np.asarray(value)
-        if jnp.issubdtype(value.dtype, jnp.integer):
-            value = value.astype(np.int64)
         contents = (value.dtype.name, value.shape, value.tobytes())
         if contents not in self.constants:
             self.constants[contents] = numpy_helper.from_array(value, f"constant_{len(self.constants)}")
         return self.constants[contents].name
 
-    # --- Arrays and tensors. ---
+    # --- Arrays and tensors ---
 
     def number(self, tensor: str | np.ndarray, size: int) -> np.ndarray:
-        """Gives the elements of a tensor their numbers."""
+        """Adds a tensor, and returns the numbers of its elements."""
         self.tensors.append(tensor)
         self.starts.append(self.starts[-1] + size)
         return np.arange(*self.starts[-2:])
 
     def unknown(self, tensor: str, shape: Sequence[int]) -> _Unknown:
-        """The array of a shape whose elements are those of a tensor."""
+        """The array of a new tensor."""
         return _Unknown(self.number(tensor, math.prod(shape)).reshape(shape))
 
     def elements(self, array: Any) -> np.ndarray:
-        """The numbers of the elements of an array that may be a known one."""
+        """The numbers of the elements of an array, known or unknown."""
         if isinstance(array, _Unknown):
             return array.elements
-        array = _raw(array)
+        array = np.asarray(array)
         return self.number(array.ravel(), array.size).reshape(array.shape)
 
     def owners(self, elements: np.ndarray) -> np.ndarray:
-        """Which tensor each element is of."""
+        """The index of each element's tensor."""
         return np.asarray(np.searchsorted(self.starts, elements, side="right") - 1)
 
     def tensor(self, array: Any) -> str:
-        """The name of a tensor with the elements of an array; a known one has no batch."""
+        """The name of a tensor with the elements of an array. The tensor of a known array has no batch axis."""
         if not isinstance(array, _Unknown):
-            return self.constant(_raw(array).ravel())
+            return self.constant(np.ravel(array))
         elements, owners = array.elements.ravel(), self.owners(array.elements.ravel())
         parts, columns, size = [], np.empty_like(elements), 0
         for owner in dict.fromkeys(owners.tolist()):
@@ -171,39 +165,27 @@ class _Graph:
         return self.node("Gather", whole, self.constant(columns), axis=1)
 
     def repeated(self, values: np.ndarray) -> str:
-        """A known tensor, once for each example."""
+        """Known values, repeated for each example."""
         batch = self.node("Shape", self.batch_of, start=0, end=1)
         shape = self.node("Concat", batch, self.constant([values.size]), axis=0)
         return self.node("Expand", self.constant(values), shape)
 
     def operand(self, array: Any, shape: Sequence[int]) -> str:
-        """The tensor of an array that is broadcast to a shape, where ONNX does not do that itself."""
+        """The tensor of an array, broadcast to a shape unless it has one element, which ONNX broadcasts."""
         if isinstance(array, _Unknown):
             elements = array.elements
             return self.tensor(array if elements.size == 1 else _Unknown(np.broadcast_to(elements, shape)))
-        values = _raw(array)
-        return self.tensor(values if values.size == 1 else np.broadcast_to(values, shape))
+        return self.tensor(array if np.size(array) == 1 else np.broadcast_to(array, shape))
 
     def unflattened(self, array: _Unknown, shape: Sequence[int]) -> str:
-        """A tensor of an array, with a shape after the batch."""
+        """The tensor of an array, with a shape after the batch axis."""
         tensor = self.tensor(array)
         return tensor if len(shape) == 1 else self.node("Reshape", tensor, self.constant([0, *shape]))
 
-    def wrapped(self, tensor: str, dtype: Any) -> str:
-        """Integers are 64 bits wide in ONNX, where the kernels for other ones are few; in JAX they wrap around."""
-        if dtype in (jnp.float32, jnp.bool_):
-            return tensor
-        if dtype == jnp.uint32:
-            return self.node("BitwiseAnd", tensor, self.constant(2**32 - 1))
-        if dtype == jnp.int32:
-            low = self.node("BitwiseAnd", self.node("Add", tensor, self.constant(2**31)), self.constant(2**32 - 1))
-            return self.node("Sub", low, self.constant(2**31))
-        raise InputError(f"ONNX is written with 32-bit numbers only, and the policy has {dtype} ones: convert them.")
-
-    # --- Going through a program. ---
+    # --- Equations ---
 
     def run(self, program: Jaxpr, constants: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
-        """Goes through a program: known arrays stay arrays, the others become part of the graph."""
+        """Evaluates a program. Known arrays stay arrays, and the others become part of the graph."""
         values = dict(zip((*program.constvars, *program.invars), (*constants, *inputs), strict=True))
 
         def read(variable: Any) -> Any:
@@ -215,7 +197,7 @@ class _Graph:
         return [read(variable) for variable in program.outvars]
 
     def apply(self, equation: _Equation, inputs: list[Any]) -> list[Any]:
-        """The results of one equation."""
+        """Evaluates one equation."""
         name, parameters = equation.primitive.name, equation.params
         if name in _CALLS:
             inner = parameters[_CALLS[name]]
@@ -224,37 +206,31 @@ class _Graph:
             results = equation.primitive.bind(*inputs, **parameters)
             return results if equation.primitive.multiple_results else [results]
         if name in _CONTROL:
-            return _CONTROL[name](self, inputs, **parameters)
+            outputs = [variable.aval for variable in equation.outvars]
+            return _CONTROL[name](self, inputs, outputs=outputs, **parameters)
         if name in _MOVED and not any(isinstance(value, _Unknown) for value in _without(inputs, _MOVED[name])):
             return self.move(equation, inputs)
         if name in _REWRITTEN:
-            return self.rewrite(functools.partial(_REWRITTEN[name], **parameters), equation, inputs)
+            function = functools.partial(_REWRITTEN[name], **parameters)
+            program = jax.make_jaxpr(function)(*(variable.aval for variable in equation.invars))
+            return self.run(program.jaxpr, program.consts, inputs)
         if name not in _LOWERED:
             raise _unsupported(name)
-        tensor = _LOWERED[name](self, equation, inputs)
         (variable,) = equation.outvars
-        return [self.unknown(self.wrapped(tensor, variable.aval.dtype), variable.aval.shape)]
-
-    def rewrite(self, function: Callable[..., Any], equation: _Equation, inputs: list[Any]) -> list[Any]:
-        """Goes through a function of simpler operations instead; it takes and returns what keys consist of."""
-        for variable in (*equation.invars, *equation.outvars):
-            if _is_key(variable.aval.dtype) and variable.aval.dtype.name != _THREEFRY_KEY:
-                raise InputError(
-                    "ONNX is written with JAX's threefry2x32 random numbers only, and the policy draws others: export "
-                    "to StableHLO, or with a latent."
-                )
-        program = jax.make_jaxpr(function)(*(_raw_like(variable.aval) for variable in equation.invars))
-        known = [value if isinstance(value, _Unknown) else _raw(value) for value in inputs]
-        return self.run(program.jaxpr, program.consts, known)
+        if variable.aval.dtype not in (jnp.float32, jnp.int32, jnp.bool_):
+            raise InputError(
+                "ONNX is written for arrays of float32, int32 and bool only, and the policy has "
+                f"{variable.aval.dtype} ones: convert them, or export to StableHLO."
+            )
+        return [self.unknown(_LOWERED[name](self, equation, inputs), variable.aval.shape)]
 
     def move(self, equation: _Equation, inputs: list[Any]) -> list[Any]:
-        """Does to the numbers of elements what the equation does to the elements, which it does not look at."""
+        """Evaluates an equation that only moves elements, by moving their numbers instead."""
         stand_ins, tables, count = list(inputs), [], 0
         for index in range(len(inputs))[_MOVED[equation.primitive.name]]:
             shape = equation.invars[index].aval.shape
-            elements = self.elements(inputs[index])
-            tables.append(elements.reshape(math.prod(shape), *elements.shape[len(shape) :]))
-            # As floats, because what fills up an array from outside is then a NaN and can be told.
+            tables.append(self.elements(inputs[index]).ravel())
+            # The stand-ins are floats, because a NaN then marks each element that the equation fills in.
             stand_ins[index] = jnp.arange(count, count + math.prod(shape), dtype=jnp.float32).reshape(shape)
             count += math.prod(shape)
         parameters = equation.params | ({"fill_value": np.nan} if "fill_value" in equation.params else {})
@@ -269,9 +245,9 @@ class _Graph:
         ]
 
     def simplified(self, elements: np.ndarray, dtype: Any) -> Any:
-        """The array of these elements; a known one if every element is."""
+        """The array of these elements, which is known if every element is."""
         owners = self.owners(elements).ravel().tolist()
-        if _is_key(dtype) or any(isinstance(self.tensors[owner], str) for owner in owners):
+        if any(isinstance(self.tensors[owner], str) for owner in owners):
             return _Unknown(elements)
         places = zip(owners, elements.ravel(), strict=True)
         values = [self.tensors[owner][element - self.starts[owner]] for owner, element in places]
@@ -279,7 +255,7 @@ class _Graph:
 
 
 def _needed(program: Jaxpr) -> list[_Equation]:
-    """The equations of a program that its results need, in order."""
+    """The equations that a program's results need, in order."""
     needed, kept = set(map(id, program.outvars)), []
     for equation in reversed(program.eqns):
         if any(id(variable) in needed for variable in equation.outvars):
@@ -296,28 +272,7 @@ def _unsupported(name: str) -> InputError:
     return InputError(f"ONNX is not written for a policy that computes {name!r}: do without, or export to StableHLO.")
 
 
-# --- Random keys: an array of them is one of numbers, with one more axis. ---
-
-_THREEFRY = jax.extend.random.threefry_prng_impl
-_THREEFRY_KEY = f"key<{_THREEFRY.tag}>"
-
-
-def _is_key(dtype: Any) -> bool:
-    return jnp.issubdtype(dtype, jax.dtypes.prng_key)
-
-
-def _raw(array: Any) -> np.ndarray:
-    """A known array as numbers."""
-    return np.asarray(jax.random.key_data(array) if _is_key(jnp.result_type(array)) else array)
-
-
-def _raw_like(aval: Any) -> jax.ShapeDtypeStruct:
-    if not _is_key(aval.dtype):
-        return jax.ShapeDtypeStruct(aval.shape, aval.dtype)
-    return jax.ShapeDtypeStruct((*aval.shape, *_THREEFRY.key_shape), jnp.uint32)
-
-
-# --- What decides which equations are gone through. ---
+# --- Control flow, on known values ---
 
 
 def _cond(graph: _Graph, inputs: list[Any], branches: Any, **_: Any) -> list[Any]:
@@ -339,7 +294,7 @@ def _while(graph: _Graph, inputs: list[Any], cond_jaxpr: Any, body_jaxpr: Any, *
         (continues,) = graph.run(cond_jaxpr.jaxpr, cond_jaxpr.consts, [*condition, *carry])
         if isinstance(continues, _Unknown):
             raise InputError(
-                "ONNX is not written for a policy that takes as many steps as its inputs ask for: take a given number, "
+                "ONNX is not written for a policy with a number of steps that depends on its inputs: fix the number, "
                 "or export to StableHLO."
             )
         if not continues:
@@ -347,8 +302,14 @@ def _while(graph: _Graph, inputs: list[Any], cond_jaxpr: Any, body_jaxpr: Any, *
         carry = graph.run(body_jaxpr.jaxpr, body_jaxpr.consts, [*body, *carry])
 
 
-def _scan(graph: _Graph, inputs: list[Any], jaxpr: Any, length: int, reverse: bool, **parameters: Any) -> list[Any]:
-    num_constants, num_carry = parameters["num_consts"], parameters["num_carry"]
+def _scan(
+    graph: _Graph, inputs: list[Any], outputs: list[Any], jaxpr: Any, length: int, reverse: bool, **_: Any
+) -> list[Any]:
+    # Constants, the carry and the scanned arrays, in this order. Their numbers are read from the shapes, as the
+    # parameters that hold them differ between versions of JAX: what is scanned has one more axis outside.
+    num_carry = sum(len(outer.shape) == len(inner.shape) for outer, inner in zip(outputs, jaxpr.out_avals, strict=True))
+    num_scanned = sum(_rank(outer) > len(inner.shape) for outer, inner in zip(inputs, jaxpr.in_avals, strict=True))
+    num_constants = len(inputs) - num_carry - num_scanned
     constants, carry = inputs[:num_constants], inputs[num_constants : num_constants + num_carry]
     columns, rows = inputs[num_constants + num_carry :], []
     for index in reversed(range(length)) if reverse else range(length):
@@ -356,13 +317,20 @@ def _scan(graph: _Graph, inputs: list[Any], jaxpr: Any, length: int, reverse: bo
         results = graph.run(jaxpr.jaxpr, jaxpr.consts, [*constants, *carry, *row])
         carry = results[:num_carry]
         rows.append(results[num_carry:])
-    outputs = []
+    stacked = []
     for column, like in zip(zip(*rows[:: -1 if reverse else 1], strict=True), jaxpr.out_avals[num_carry:], strict=True):
-        outputs.append(graph.simplified(np.stack([graph.elements(value) for value in column]), like.dtype))
-    return [*carry, *outputs]
+        if any(isinstance(value, _Unknown) for value in column):
+            stacked.append(graph.simplified(np.stack([graph.elements(value) for value in column]), like.dtype))
+        else:
+            stacked.append(jnp.stack(column))  # by JAX, because random keys have no place in a tensor
+    return [*carry, *stacked]
 
 
-# --- Arithmetic. Each of these adds nodes for an equation, and names the tensor of its result. ---
+def _rank(value: Any) -> int:
+    return value.elements.ndim if isinstance(value, _Unknown) else value.ndim if hasattr(value, "ndim") else 0
+
+
+# --- Arithmetic: each lowering adds the nodes of an equation, and returns the name of its result ---
 
 _Lowering = Callable[[_Graph, _Equation, list[Any]], str]
 
@@ -375,41 +343,18 @@ def _elementwise(kind: str, **attributes: Any) -> _Lowering:
     return lower
 
 
-def _bitwise(kind: str) -> _Lowering:
+def _logical(kind: str) -> _Lowering:
     def lower(graph: _Graph, equation: _Equation, inputs: list[Any]) -> str:
-        is_logical = equation.outvars[0].aval.dtype == jnp.bool_
-        return _elementwise(kind if is_logical else f"Bitwise{kind}")(graph, equation, inputs)
-
-    return lower
-
-
-def _shift(kind: str) -> _Lowering:
-    def lower(graph: _Graph, equation: _Equation, inputs: list[Any]) -> str:
-        value, distance = inputs
-        if isinstance(distance, _Unknown) or equation.outvars[0].aval.dtype != jnp.uint32:
+        if equation.outvars[0].aval.dtype != jnp.bool_:
             raise _unsupported(equation.primitive.name)
-        return _elementwise(kind)(graph, equation, [value, 2 ** np.asarray(distance, np.int64)])
+        return _elementwise(kind)(graph, equation, inputs)
 
     return lower
 
 
 def _convert(graph: _Graph, equation: _Equation, inputs: list[Any]) -> str:
-    dtype = equation.outvars[0].aval.dtype
-    is_integer = jnp.issubdtype(dtype, jnp.integer)
-    to = TensorProto.INT64 if is_integer else helper.np_dtype_to_tensor_dtype(dtype)
+    to = helper.np_dtype_to_tensor_dtype(equation.outvars[0].aval.dtype)
     return graph.node("Cast", graph.tensor(inputs[0]), to=to)
-
-
-def _bitcast(graph: _Graph, equation: _Equation, inputs: list[Any]) -> str:
-    if equation.invars[0].aval.dtype != jnp.uint32 or equation.outvars[0].aval.dtype != jnp.float32:
-        raise _unsupported(equation.primitive.name)
-    # Sign and exponent are the first nine bits. Numbers too small to have an exponent become zero.
-    bits = graph.tensor(inputs[0])
-    scales = (np.arange(2**9, dtype=np.uint32) << 23).view(np.float32)
-    scale = graph.node("Gather", graph.constant(scales), graph.node("Div", bits, graph.constant(2**23)))
-    fraction = graph.node("Cast", graph.node("BitwiseAnd", bits, graph.constant(2**23 - 1)), to=TensorProto.FLOAT)
-    significand = graph.node("Mul", fraction, graph.constant(np.float32(2**-23)))
-    return graph.node("Mul", scale, graph.node("Add", significand, graph.constant(np.float32(1))))
 
 
 def _select(graph: _Graph, equation: _Equation, inputs: list[Any]) -> str:
@@ -434,12 +379,12 @@ def _dot(graph: _Graph, equation: _Equation, inputs: list[Any]) -> str:
     contracted, batched = equation.params["dimension_numbers"]
     arranged = []
     for value, inner, outer in zip(inputs, contracted, batched, strict=True):
-        array = value.elements if isinstance(value, _Unknown) else _raw(value)
+        array = value.elements if isinstance(value, _Unknown) else np.asarray(value)
         free = [axis for axis in range(array.ndim) if axis not in (*inner, *outer)]
         sizes = [math.prod(array.shape[axis] for axis in axes) for axes in (outer, free, inner)]
         array = array.transpose(*outer, *free, *inner).reshape(sizes)
         arranged.append(_Unknown(array) if isinstance(value, _Unknown) else array)
-    # Weights come second in ONNX, and a vector has no axis of rows: that is the fast kernel for a batch of them.
+    # Weights come second and vectors have no axis of rows, because onnxruntime then takes its fast kernel.
     is_swapped = not isinstance(inputs[0], _Unknown)
     first, second = arranged[::-1] if is_swapped else arranged
     left_shape = num_batches, num_rows, size = first.elements.shape
@@ -458,61 +403,17 @@ def _dot(graph: _Graph, equation: _Equation, inputs: list[Any]) -> str:
     return graph.tensor(_Unknown(graph.unknown(product, shape).elements.swapaxes(1, 2))) if is_swapped else product
 
 
-# --- Operations in terms of simpler ones. ---
+# --- Operations by simpler ones ---
 
 
 def _log1p(x: jax.Array, **_: Any) -> jax.Array:
-    """Exact for small numbers, too: what `1 + x` rounds away is made up for by the factor."""
+    """`log(1 + x)`, with a factor that corrects the rounding of `1 + x` for small `x`."""
     rounded = 1 + x
     small = jnp.where(rounded == 1, x, jnp.log(rounded) * x / (rounded - 1))
     return jnp.where(x > 1, jnp.log(rounded), small)
 
 
-def _erf_inv(x: jax.Array) -> jax.Array:
-    """Giles (2012), *Approximating the erfinv function*, in single precision: the one that XLA takes."""
-    w = -jnp.log1p(-x * x)
-    central = functools.reduce(lambda p, c: c + p * (w - 2.5), _ERF_INV_CENTRAL)
-    tail = functools.reduce(lambda p, c: c + p * (jnp.sqrt(w) - 3), _ERF_INV_TAIL)
-    return jnp.where(w < 5, central, tail) * x
-
-
-def _threefry(key_0: jax.Array, key_1: jax.Array, x_0: jax.Array, x_1: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Salmon et al. (2011), *Parallel random numbers: as easy as 1, 2, 3*: Threefry-2x32 of 20 rounds."""
-    keys = (key_0, key_1, key_0 ^ key_1 ^ np.uint32(0x1BD11BDA))
-    x_0, x_1 = x_0 + keys[0], x_1 + keys[1]
-    for group in range(5):
-        for distance in _THREEFRY_ROTATIONS[group % 2]:
-            x_0 = x_0 + x_1
-            x_1 = (x_1 << np.uint32(distance)) | (x_1 >> np.uint32(32 - distance))
-            x_1 = x_0 ^ x_1
-        x_0 = x_0 + keys[(group + 1) % 3]
-        x_1 = x_1 + keys[(group + 2) % 3] + np.uint32(group + 1)
-    return x_0, x_1
-
-
-def _on_keys(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """A function of one key as one of an array of them."""
-
-    def on_array(keys: jax.Array, *others: jax.Array, **parameters: Any) -> jax.Array:
-        mapped = functools.partial(function, **parameters)
-        for _ in keys.shape[:-1]:
-            mapped = jax.vmap(mapped)
-        return mapped(keys, *others)
-
-    return on_array
-
-
-_THREEFRY_ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
-_ERF_INV_CENTRAL = (
-    2.81022636e-08, 3.43273939e-07, -3.5233877e-06, -4.39150654e-06, 0.00021858087,
-    -0.00125372503, -0.00417768164, 0.246640727, 1.50140941,
-)  # fmt: skip
-_ERF_INV_TAIL = (
-    -0.000200214257, 0.000100950558, 0.00134934322, -0.00367342844, 0.00573950773,
-    -0.0076224613, 0.00943887047, 1.00167406, 2.83297682,
-)  # fmt: skip
-
-# Which parameter is the program that is called.
+# The parameter that holds the called program.
 _CALLS = {
     "custom_jvp_call": "call_jaxpr",
     "custom_vjp_call": "call_jaxpr",
@@ -520,7 +421,7 @@ _CALLS = {
     "remat2": "jaxpr",
 }
 _CONTROL = {"cond": _cond, "while": _while, "scan": _scan}
-# Which inputs are moved; the others, such as indices, must be known.
+# The inputs whose elements are moved. The others, such as indices, must be known.
 _MOVED = {
     "broadcast_in_dim": slice(None),
     "concatenate": slice(None),
@@ -545,25 +446,17 @@ _MOVED = {
 }
 _REWRITTEN = {
     "clamp": lambda low, x, high: jnp.minimum(jnp.maximum(x, low), high),
-    "erf_inv": _erf_inv,
-    "erfc": lambda x: 1 - jax.lax.erf(x),
+    "erfc": lambda x, **_: 1 - jax.lax.erf(x),
     "exp2": lambda x, **_: jax.lax.pow(jnp.full_like(x, 2), x),
     "expm1": lambda x, **_: jnp.tanh(x / 2) * (jnp.exp(x) + 1),
     "integer_pow": lambda x, y: jax.lax.pow(x, jnp.full_like(x, y)),
-    "is_finite": lambda x: x - x == 0,
+    "is_finite": lambda x, **_: x - x == 0,
     "log1p": _log1p,
-    "ne": lambda x, y: ~(x == y),
-    "random_bits": _on_keys(_THREEFRY.random_bits),
-    "random_fold_in": _on_keys(_THREEFRY.fold_in),
-    "random_seed": lambda seeds, impl: jnp.vectorize(impl.seed, signature="()->(size)")(seeds),
-    "random_split": _on_keys(_THREEFRY.split),
-    "random_unwrap": lambda key: key,
-    "random_wrap": lambda key, impl: key,
+    "ne": lambda x, y, **_: ~(x == y),
     "reduce_and": lambda x, **parameters: jnp.min(x.astype(jnp.int32), parameters["axes"]) == 1,
     "reduce_or": lambda x, **parameters: jnp.max(x.astype(jnp.int32), parameters["axes"]) == 1,
     "rsqrt": lambda x, **_: 1 / jnp.sqrt(x),
-    "square": lambda x: x * x,
-    "threefry2x32": _threefry,
+    "square": lambda x, **_: x * x,
 }
 _ELEMENTWISE = {
     "abs": "Abs", "acos": "Acos", "acosh": "Acosh", "add": "Add", "add_any": "Add", "asin": "Asin", "asinh": "Asinh",
@@ -574,20 +467,17 @@ _ELEMENTWISE = {
     "tanh": "Tanh",
 }  # fmt: skip
 _LOWERED: dict[str, _Lowering] = {
-    "and": _bitwise("And"),
-    "bitcast_convert_type": _bitcast,
+    "and": _logical("And"),
     "convert_element_type": _convert,
     "dot_general": _dot,
-    "not": _bitwise("Not"),
-    "or": _bitwise("Or"),
+    "not": _logical("Not"),
+    "or": _logical("Or"),
     "reduce_max": _reduce("ReduceMax"),
     "reduce_min": _reduce("ReduceMin"),
     "reduce_prod": _reduce("ReduceProd"),
     "reduce_sum": _reduce("ReduceSum"),
     "rem": _elementwise("Mod", fmod=1),
     "select_n": _select,
-    "shift_left": _shift("Mul"),
-    "shift_right_logical": _shift("Div"),
-    "xor": _bitwise("Xor"),
+    "xor": _logical("Xor"),
     **{name: _elementwise(kind) for name, kind in _ELEMENTWISE.items()},
 }

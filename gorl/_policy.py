@@ -1,5 +1,7 @@
 """A policy: an encoder that chooses a latent, and a decoder that turns it into an action."""
 
+from typing import final
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -12,11 +14,12 @@ from ._shapes import check_vector
 from ._types import RandomKey
 
 
+@final
 class StagedDecoder(AbstractDecoder):
     """A decoder that is the identity until it has been fitted.
 
-    The identity is a branch of its own, not a network that happens to be the identity: it costs nothing in the first
-    stage, and a kind of decoder whose untrained network is no identity (a diffusion model) fits in.
+    The identity is a branch, not an untrained network: it costs nothing in the first stage, and the untrained network
+    of a decoder need not be the identity (that of a diffusion model is not).
 
     **Arguments:**
 
@@ -30,7 +33,7 @@ class StagedDecoder(AbstractDecoder):
     def decode(
         self, observation: Float[Array, " observation"], latent: Float[Array, " action"]
     ) -> Float[Array, " action"]:
-        """The decoder's action, or `latent` itself as long as the decoder has not been fitted."""
+        """The decoder's action; `latent` itself until the decoder has been fitted."""
         return jax.lax.cond(self.fitted, lambda: self.decoder.decode(observation, latent), lambda: latent)
 
     def loss(
@@ -44,6 +47,7 @@ class StagedDecoder(AbstractDecoder):
         return self.decoder.loss(observation, latent, action, key)
 
 
+@final
 class Policy(eqx.Module):
     """`π(action | observation) = ∫ decoder(action | observation, latent) encoder(latent | observation) dlatent`.
 
@@ -53,13 +57,12 @@ class Policy(eqx.Module):
     **Arguments:**
 
     - `encoder`: chooses the latent.
-    - `decoder`: turns the latent into an action; the environment receives its `tanh`.
-    - `observation_size`, `action_size`: what the policy was made for.
+    - `decoder`: turns the latent into an action before `tanh`.
+    - `observation_size`, `action_size`: the lengths of observations and actions.
 
     **Raises:**
 
-    `gorl.InputError`, of its methods, for anything but one observation of that size, or where there are several
-    policies.
+    `gorl.InputError`, when a method gets anything but one observation of that length, or these are several policies.
 
     ??? cite "Reference"
 
@@ -73,24 +76,24 @@ class Policy(eqx.Module):
 
     @eqx.filter_jit
     def __call__(self, observation: Float[Array, " observation"], key: RandomKey) -> Float[Array, " action"]:
-        """An action drawn from the policy, in `[-1, 1]`."""
+        """Samples an action in `[-1, 1]`."""
         self._check(observation, "jax.vmap(policy)(observations, keys)")
         return jnp.tanh(self.sample(observation, key)[2])
 
     @eqx.filter_jit
     def mode(self, observation: Float[Array, " observation"]) -> Float[Array, " action"]:
-        """The action of the latent that the encoder thinks best, in `[-1, 1]`."""
+        """The action in `[-1, 1]` of the encoder's mode."""
         self._check(observation, "jax.vmap(policy.mode)(observations)")
         return jnp.tanh(self.decoder.decode(observation, self.encoder.mode(observation)))
 
     def sample(
         self, observation: Float[Array, " observation"], key: RandomKey
     ) -> tuple[Float[Array, " action"], PyTree[Array], Float[Array, " action"]]:
-        """Everything about one draw.
+        """Samples a latent and decodes it.
 
         **Returns:**
 
-        The latent; what the encoder remembers of how it was drawn; and the action before `tanh`.
+        The latent; the encoder's extras, such as its log-probability; and the action before `tanh`.
         """
         self._check(observation, "jax.vmap(policy.sample)(observations, keys)")
         latent, extras = self.encoder.sample(observation, key)
@@ -110,7 +113,7 @@ class Policy(eqx.Module):
         """
         if self.batch_shape:
             raise InputError(
-                f"these are policies of shape {self.batch_shape}, and one is taken at a time: give one, such as "
+                f"these are policies of shape {self.batch_shape}, and one is needed: give one, such as "
                 "gorl.of_seed(policies, 0), or map over all of them by jax.vmap."
             )
 

@@ -1,4 +1,4 @@
-"""JAX's rules for operands of different kinds, for code that is not ours."""
+"""JAX's usual rules of promotion, for code that is not ours."""
 
 import contextlib
 from collections.abc import Iterator
@@ -9,8 +9,7 @@ import optax
 
 @contextlib.contextmanager
 def usual_promotion() -> Iterator[None]:
-    """Lets operands of different types and ranks be combined, as JAX does unless a program tells it not to; also a
-    decorator.
+    """Allows operands of different types and ranks, as JAX does by default. Also a decorator.
 
     The library itself keeps to the strictest rules that a program may set (`jax_numpy_dtype_promotion="strict"`,
     `jax_numpy_rank_promotion="raise"`). Optax, flashbax and the physics of Brax and MJX do not.
@@ -20,5 +19,5 @@ def usual_promotion() -> Iterator[None]:
 
 
 def usually_promoting(optimiser: optax.GradientTransformation) -> optax.GradientTransformation:
-    """An optimiser whose updates work whatever the rules of the program."""
+    """An optimiser whose updates work under any rules of promotion."""
     return optax.GradientTransformation(optimiser.init, usual_promotion()(optimiser.update))

@@ -1,4 +1,4 @@
-"""Fitting a decoder to what a policy did, by plain supervised regression."""
+"""The regression of a decoder on a dataset of a policy."""
 
 import equinox as eqx
 import jax
@@ -16,16 +16,16 @@ from ._types import Integer, RandomKey, RandomKeys, Real
 
 
 class Refinement(eqx.Module):
-    """How a decoder is fitted between two stages, with the values of the GoRL paper.
+    """The hyperparameters of the regression between two stages, with the values of the GoRL paper.
 
     **Arguments:**
 
-    - `num_episodes`: fresh episodes that the stage's best encoder demonstrates.
+    - `num_episodes`: new episodes of the best policy that make the dataset.
     - `stride`: of each episode, one step in this many is kept; an incomplete stride at the end is dropped.
-    - `num_validation_episodes`: of the episodes, how many are held out to decide when to stop.
-    - `num_noise_samples`: how many latents each action is paired with, in every epoch anew.
-    - `own_latents`: pair each action with the encoder's own latent, of which the decoder made it, instead of draws from
-        N(0, I). The paper's ablation: a decoder refined like this only reproduces itself.
+    - `num_validation_episodes`: the number of them that validate, to decide when to stop.
+    - `num_noise_samples`: latents that each action is paired with; new ones in every epoch.
+    - `own_latents`: pair each action with the encoder's latent for it, instead of samples from N(0, I). The paper's
+        ablation: such a decoder only reproduces itself.
     - `batch_size`: pairs in one gradient step.
     - `num_epochs`: the most passes over the pairs.
     - `patience`: stop after this many passes without a better loss on the pairs held out.
@@ -68,15 +68,22 @@ class Refinement(eqx.Module):
 
 
 class Fit(eqx.Module):
-    """How a regression went."""
+    """The outcome of a regression.
 
-    training_loss: Float[Array, "*batch"]  # of the last epoch
-    validation_loss: Float[Array, "*batch"]  # the best, whose decoder was kept
-    num_epochs: Int[Array, "*batch"]  # until it stopped
+    **Attributes:**
+
+    - `training_loss`: the mean of the last epoch.
+    - `validation_loss`: the lowest, which chose the decoder.
+    - `num_epochs`: passes over the dataset.
+    """
+
+    training_loss: Float[Array, "*batch"]
+    validation_loss: Float[Array, "*batch"]
+    num_epochs: Int[Array, "*batch"]
 
 
 class _Search(eqx.Module):
-    """Where a regression stands between two epochs."""
+    """The state of a regression between two epochs."""
 
     decoder: AbstractDecoder
     optimiser_state: PyTree
@@ -93,18 +100,18 @@ def fit_decoder(
     key: RandomKey,
     latents: Float[Array, "kept episodes action"] | None = None,
 ) -> tuple[AbstractDecoder, Fit]:
-    """Fits a decoder to pairs of observation and action, and keeps the one that does best on the episodes held out.
+    """Fits a decoder to pairs of observation and action, and returns the one with the lowest validation loss.
 
-    Whole episodes are held out, not single pairs: neighbours in time are too alike to test each other. The held-out
-    loss always meets the same noise, so that epochs are compared on the same terms.
+    Whole episodes validate, not single pairs, as neighbours in time are too alike. The validation loss has the same
+    noise in every epoch.
 
     **Arguments:**
 
-    - `decoder`: where to start; its statistics stay as they are.
+    - `decoder`: the initial decoder; its statistics do not change.
     - `observations`, `actions`: the pairs, as [`collect_dataset`][] returns them; actions before `tanh`.
     - `refinement`: the hyperparameters.
     - `key`: decides order and noise.
-    - `latents`: what to carry to each action; `None` for draws from N(0, I) that have nothing to do with it.
+    - `latents`: the latent of each action; `None` for samples from N(0, I), independent of it.
 
     **Returns:**
 
@@ -121,23 +128,23 @@ def fit_decoder(
             f"arrays of shapes {', '.join(map(str, shapes))} do not go together: give an observation, and a latent of "
             "the same size, for each action, as gorl.collect_dataset does."
         )
-    num_validation_episodes = refinement.num_validation_episodes * num_kept
-    num_fitted = num_episodes * num_kept - num_validation_episodes
+    num_validation = refinement.num_validation_episodes * num_kept
+    num_fitted = num_episodes * num_kept - num_validation
     num_batches = num_fitted // refinement.batch_size
     width = longest_axis(split_trainable(decoder)[0])
     optimiser = usually_promoting(optax.adam(refinement.learning_rate))  # pyright: ignore[reportArgumentType]
     validation_key, key = jax.random.split(key)
 
-    # Everything is by index into these: holding out and shuffling copy nothing.
+    # Everything is an index into these, so that shuffling copies nothing.
     pairs = jax.tree.map(lambda leaf: leaf.reshape(-1, leaf.shape[-1]), (observations, actions, latents))
 
     def pair(number: Int[Array, " pairs"], first_episode: int, count: int) -> Int[Array, " pairs"]:
-        """Of the pairs of `count` episodes side by side, where in all pairs those of these numbers are."""
+        """The index in all pairs of a pair that is numbered among those of `count` episodes."""
         time, episode = jnp.divmod(number, count)
         return time * num_episodes + first_episode + episode
 
     def draw(chosen: Int[Array, " pairs"], key: RandomKey) -> tuple[Array, Array | None, RandomKeys]:
-        """One flat batch of rows: another axis for the draws would put transposes around every product of matrices."""
+        """One flat batch of rows: with an axis for the samples XLA puts transposes around every matrix product."""
         rows = jnp.repeat(chosen, refinement.num_noise_samples)
         loss_key, latent_key = jax.random.split(key)
         noise = jax.random.normal(latent_key, (rows.size, action_size)) if latents is None else None
@@ -188,21 +195,19 @@ def fit_decoder(
         )
 
     def validation_loss(decoder: AbstractDecoder) -> Float[Array, ""]:
-        """The loss on the pairs held out, a batch at a time, so that it needs no more memory than a gradient step."""
-        count = -(-num_validation_episodes // refinement.batch_size)
-        chosen = jnp.arange(count * -(-num_validation_episodes // count)).reshape(count, -1)
+        """The validation loss, one batch at a time, so that it needs no more memory than a gradient step."""
+        count = -(-num_validation // refinement.batch_size)
+        chosen = jnp.arange(count * -(-num_validation // count)).reshape(count, -1)
 
         def batch_loss(inputs: tuple[Int[Array, " batch"], RandomKey]) -> Float[Array, ""]:
             chosen, key = inputs
-            counts = chosen < num_validation_episodes  # the last batch is filled up with pairs that do not count
-            drawn = draw(
-                pair(jnp.minimum(chosen, num_validation_episodes - 1), 0, refinement.num_validation_episodes), key
-            )
+            mask = chosen < num_validation  # the last batch is padded
+            drawn = draw(pair(jnp.minimum(chosen, num_validation - 1), 0, refinement.num_validation_episodes), key)
             losses = map_rows(lambda row: loss_of(decoder, *row), drawn, width)
-            return jnp.sum(losses, where=jnp.repeat(counts, refinement.num_noise_samples))
+            return jnp.sum(losses, where=jnp.repeat(mask, refinement.num_noise_samples))
 
         total = jnp.sum(jax.lax.map(batch_loss, (chosen, jax.random.split(validation_key, count))))
-        return total / (num_validation_episodes * refinement.num_noise_samples)
+        return total / (num_validation * refinement.num_noise_samples)
 
     def continues(search: _Search) -> Bool[Array, ""]:
         return (search.fit.num_epochs < refinement.num_epochs) & (search.stale < refinement.patience)

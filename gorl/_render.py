@@ -1,4 +1,4 @@
-"""Rendering: pictures of what a policy does in whole episodes."""
+"""Films of a policy in whole episodes."""
 
 import copy
 import math
@@ -17,16 +17,18 @@ from ._evaluation import check_counts, load_for, play_episodes
 from ._policy import Policy
 from ._types import RandomKey
 
-_FREE = "free"  # what the camera that no model has to define is called here
+_FREE = "free"  # the name of the camera that no model defines
 
 
 class Film(eqx.Module):
-    """Pictures of several episodes, all of which begin at once.
+    """Pictures of parallel episodes.
 
-    - `frames`: red, green and blue. An episode that is over stands still until the longest is.
-    - `num_frames`: of each episode, how many frames there are until it stands still.
-    - `frames_per_second`: the rate at which the film takes as long as what it shows.
-    - `returns`: the sum of the rewards of each episode, as far as it was played.
+    **Attributes:**
+
+    - `frames`: red, green and blue. An episode that is done stands still until all are.
+    - `num_frames`: frames of each episode until it stands still.
+    - `frames_per_second`: the rate at which the film runs in real time.
+    - `returns`: the sum of the rewards of each episode.
     """
 
     frames: UInt8[np.ndarray, "episodes time height width 3"]
@@ -49,7 +51,7 @@ def render(
     frames_per_second: float = 30.0,
     on_frame: Callable[[int, int], None] | None = None,
 ) -> Film:
-    """Draws fresh episodes with MuJoCo's own renderer.
+    """Draws new episodes with MuJoCo's own renderer.
 
     The episodes are those that `gorl.evaluate` plays for the same environment, policy, key, `num_episodes` and
     `stochastic`.
@@ -88,12 +90,12 @@ def render(
     loaded = load_for(env, policy)
     seen = scene(loaded.env.whole)
     camera_index = _camera_index(seen.model, camera)
-    # The renderer comes first, as it is found missing in no time and playing takes a while.
+    # The renderer comes first: a missing one is found at once, and playing takes a while.
     with _renderer(seen.model, height, width) as renderer:
         played = _poses(loaded, seen.pose, policy, key, num_episodes, num_steps, stochastic)
         poses, lengths, returns = jax.tree.map(np.asarray, played)
         seconds = seen.seconds * loaded.action_repeat
-        # Whole multiples must not suffer from rounding: 1 / (0.02 * 50) has to be 1.
+        # Rounding must not change whole multiples: 1 / (0.02 * 50) is 1.
         every = max(1, math.ceil(1 / (seconds * frames_per_second) - 1e-6))
         num_frames = 1 + -(-lengths // every)
         paths = []
@@ -136,7 +138,7 @@ def _poses(
 
 
 def _along(model: Any, path: dict[str, Float[np.ndarray, "time ..."]]) -> Iterator[Any]:
-    """MuJoCo's data at each pose of a path. Where a simulation blew up, it stays at the last pose that can be drawn."""
+    """MuJoCo's data at each pose of a path. A simulation that blew up stays at its last finite pose."""
     import mujoco
 
     data = mujoco.MjData(model)  # pyright: ignore[reportAttributeAccessIssue]
@@ -149,12 +151,12 @@ def _along(model: Any, path: dict[str, Float[np.ndarray, "time ..."]]) -> Iterat
 
 
 class _FreeView:
-    """A camera that looks from where the model says, from so far away that what moves stays in the picture.
+    """A camera in the direction that the model says, so far away that what moves stays in the picture.
 
     **Arguments:**
 
     - `model`: MuJoCo's model.
-    - `paths`: the poses of all episodes, for all of which the distance is the same.
+    - `paths`: the poses of all episodes, which share the distance.
     - `aspect`: the width of a picture over its height.
     """
 
@@ -165,7 +167,7 @@ class _FreeView:
         mujoco.mjv_defaultFreeCamera(model, self._camera)  # pyright: ignore[reportAttributeAccessIssue]
         self._root = _runaway(model)
         moves = (model.body_weldid > 0) | (model.body_mocapid >= 0)
-        # What else is about, such as the ball that a robot runs after, may be anywhere.
+        # Other objects, such as a ball, may be anywhere.
         drawn = moves if self._root is None else model.body_rootid == self._root
         geoms = drawn[model.geom_bodyid]
         self._offset = self._camera.lookat.copy()
@@ -181,7 +183,7 @@ class _FreeView:
         self._camera.distance = radius / math.sin(min(half_angle, math.atan(aspect * math.tan(half_angle))))
 
     def camera(self, data: Any) -> Any:
-        """The camera, looking at what moves."""
+        """The camera, which looks at what moves."""
         self._camera.lookat[:] = self._origin(data) + self._offset
         return self._camera
 
@@ -192,7 +194,7 @@ class _FreeView:
 def _renderer(model: Any, height: int, width: int) -> Any:
     import mujoco
 
-    model = copy.copy(model)  # so that the caller's stays as it is
+    model = copy.copy(model)  # so that the caller's does not change
     model.vis.global_.offheight = max(height, model.vis.global_.offheight)
     model.vis.global_.offwidth = max(width, model.vis.global_.offwidth)
     try:
@@ -205,7 +207,7 @@ def _renderer(model: Any, height: int, width: int) -> Any:
 
 
 def _camera_index(model: Any, name: str | None) -> int:
-    """The number of a camera; the free one is -1."""
+    """The index of a camera; the free one is -1."""
     import mujoco
 
     names = [model.camera(index).name for index in range(model.ncam)]
@@ -221,7 +223,7 @@ def _camera_index(model: Any, name: str | None) -> int:
 
 
 def _runaway(model: Any) -> int | None:
-    """The outermost body of a robot that can go anywhere; `None` if it stands or hangs in one place."""
+    """The root body of a robot that moves freely; `None` if it is fixed."""
     import mujoco
 
     if model.njnt == 0:

@@ -1,4 +1,4 @@
-"""Acting: experience to learn from, and actions to fit a decoder to."""
+"""Rollouts: experience for a learner, and the dataset that a decoder is fitted to."""
 
 from collections.abc import Callable
 
@@ -14,21 +14,31 @@ from ._types import RandomKey, RandomKeys
 
 
 class RolloutState(eqx.Module):
-    """Environments side by side that experience is gathered from."""
+    """The state of parallel environments between two rollouts.
 
-    episode: EpisodeState  # where each of them stands
-    start: EpisodeState  # where the next episode of each starts; over where it has been used
-    head_start: Int[Array, " envs"]  # steps of its time limit that the next episode of each begins with
+    **Attributes:**
+
+    - `episode`: the running episode of each environment.
+    - `start`: the start state of the next episode of each; it is done where it has been used.
+    - `head_start`: the step count that the next episode of each begins with.
+    """
+
+    episode: EpisodeState
+    start: EpisodeState
+    head_start: Int[Array, " envs"]
 
     @staticmethod
     def empty(env: EpisodicEnv, num_envs: int) -> "RolloutState":
-        """Workers with no episode running and no start state drawn: their first step begins with both."""
+        """No episode is running and no start state is drawn: the first step of a rollout begins with both."""
         empty = env.empty(num_envs)
         return RolloutState(empty, empty, jnp.zeros(num_envs, jnp.int32))
 
     @staticmethod
     def staggered(env: EpisodicEnv, num_envs: int, key: RandomKey) -> "RolloutState":
-        """Idle workers that each begin with a random part of their first time limit over."""
+        """As `empty`, but the first episode of each environment begins at a random step count.
+
+        Environments whose episodes all have the same length are then out of step with each other.
+        """
         head_start = jax.random.randint(key, (num_envs,), 0, env.episode_length)
         return eqx.tree_at(lambda w: w.head_start, RolloutState.empty(env, num_envs), head_start)
 
@@ -38,21 +48,21 @@ def rollout(
 ) -> tuple[RolloutState, Experience]:
     """Acts for `num_unrolls * unroll_length` steps in every environment.
 
-    An episode that is over is followed by another, from a start state that was drawn beforehand. When a worker needs
-    one and has used up its own, fresh ones are drawn for all that have. (A draw at every step would double the cost of
-    the physics, or do much worse: a reset of CheetahRun takes 200 steps.)
+    When an episode is done, the next one begins from a start state that was drawn before. When an environment has no
+    start state left, new ones are drawn for all environments that have none. (A draw at every step would double the
+    cost of the physics, or more: a reset of CheetahRun takes 200 physics steps.)
 
     **Arguments:**
 
-    - `episodes`: the environment.
+    - `env`: the environment.
     - `policy`: acts stochastically.
-    - `workers`: where the environments stand.
-    - `num_unrolls`, `unroll_length`: how long.
+    - `rollout_state`: the state of the environments.
+    - `num_unrolls`, `unroll_length`: their product is the number of steps.
     - `key`: decides latents and start states.
 
     **Returns:**
 
-    Where the environments stand now, and what happened.
+    The new state of the environments, and the experience.
     """
     rollout_state, seen = _unroll(env, policy, rollout_state, jax.random.split(key, num_unrolls), unroll_length)
     seen = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), seen)
@@ -77,7 +87,7 @@ def _unroll(
     unroll_length: int,
     keep: Callable[[tuple, RandomKey], PyTree] = lambda seen, key: seen,
 ) -> tuple[RolloutState, PyTree]:
-    """An unroll for each key; `keep` says what is left of each, of the steps that it has in front."""
+    """Runs one unroll for each key, and returns what `keep` makes of the steps of each."""
     num_envs = rollout_state.episode.done.shape[0]
 
     def step(rollout_state: RolloutState, key: RandomKey) -> tuple[RolloutState, tuple]:
@@ -86,7 +96,7 @@ def _unroll(
         observation = rollout_state.episode.observation
         latent, extras, action = jax.vmap(policy.sample)(observation, jax.random.split(policy_key, num_envs))
         episode, result = jax.vmap(env.step)(rollout_state.episode, jnp.tanh(action))
-        # A simulation that blew up ended its episode: what it led to is no observation, and nothing may depend on it.
+        # A simulation that blew up ends its episode, and nothing may depend on the observation after it.
         blew_up = episode.done[:, None] & ~jnp.isfinite(episode.observation)
         next_observation = jnp.where(blew_up, observation, episode.observation)
         rollout_state = RolloutState(episode, rollout_state.start, rollout_state.head_start)
@@ -101,7 +111,7 @@ def _unroll(
 
 
 def _restart(env: EpisodicEnv, rollout_state: RolloutState, key: RandomKey) -> RolloutState:
-    """Begins the next episode of each worker whose last one is over."""
+    """Begins the next episode of each environment whose last one is done."""
     done = rollout_state.episode.done
 
     def draw(carry: tuple[EpisodeState, RandomKey]) -> tuple[EpisodeState, RandomKey]:
@@ -109,8 +119,8 @@ def _restart(env: EpisodicEnv, rollout_state: RolloutState, key: RandomKey) -> R
         keys = jax.random.split(key, done.shape[0] + 1)
         return jax.vmap(restart)(jax.vmap(env.start)(keys[1:]), start), keys[0]
 
-    # A loop of one pass at most rather than a branch: under vmap over seeds a branch would always be taken. It has
-    # a new key for another pass because XLA would do what all passes have in common, here everything, before.
+    # A loop of at most one pass, not a branch: under vmap over seeds a branch would always be taken. Each pass gets a
+    # new key, because XLA moves everything that all passes have in common out of the loop.
     start, _ = jax.lax.while_loop(lambda carry: jnp.any(done & carry[0].done), draw, (rollout_state.start, key))
     begun = eqx.tree_at(lambda e: e.step_count, start, start.step_count + rollout_state.head_start)
     return RolloutState(
@@ -127,25 +137,24 @@ def collect_dataset(
     Float[Array, "kept episodes action"],
     Float[Array, "kept episodes latent"],
 ]:
-    """What a policy does, for a decoder to imitate: whole fresh episodes, of which one step in `stride` is kept.
+    """Collects the dataset that a decoder is fitted to: one step in `stride` of whole fresh episodes.
 
-    Within each run of `stride` steps the one that is kept is drawn at random. An episode that terminates early is
-    followed by another, so that every environment contributes equally many pairs. Of steps that are not kept there are
-    never more in memory than those of one unroll.
+    The step is drawn at random within each stride. An episode that terminates early is followed by another one, so all
+    environments contribute equally many steps. Only the steps of one unroll are in memory at once.
 
     **Arguments:**
 
-    - `episodes`: the environment.
+    - `env`: the environment.
     - `policy`: acts stochastically.
-    - `num_episodes`: how many episodes, side by side.
-    - `stride`: keep one step in this many; an incomplete stride at the end of an episode is dropped.
-    - `unroll_length`: steps that are in memory at once; fewer if so many are no whole strides, or do not divide those
-        of an episode.
+    - `num_episodes`: the number of parallel episodes.
+    - `stride`: one step in this many is kept; an incomplete stride at the end of an episode is dropped.
+    - `unroll_length`: the largest number of steps in memory at once. It is rounded down to whole strides that divide an
+        episode.
     - `key`: decides latents, start states and which steps are kept.
 
     **Returns:**
 
-    Observations, the actions taken there before `tanh`, and the latents that the decoder made them of.
+    Observations, actions before `tanh`, and the latents that the decoder turned into these actions.
     """
     num_kept = env.num_steps // stride
     kept_at_once = next(count for count in range(max(1, unroll_length // stride), 0, -1) if num_kept % count == 0)

@@ -1,4 +1,4 @@
-"""What a run over several seeds leaves, seed by seed."""
+"""Single seeds of a run over several."""
 
 import operator
 from typing import Any, SupportsIndex, TypeVar
@@ -13,13 +13,13 @@ Several = TypeVar("Several", bound=Result | Policy | Curve | TrainState)
 
 
 def of_seed(results: Several, index: SupportsIndex) -> Several:
-    """What a run over several seeds has of one of them.
+    """One seed of a run over several.
 
     **Arguments:**
 
     - `results`: a `gorl.Result`, a `gorl.Policy`, a `gorl.Curve` or a `gorl.TrainState` with a leading axis of seeds,
         or of the values of a batch.
-    - `index`: which, counted from 0.
+    - `index`: of the seed, counted from 0.
 
     **Returns:**
 
@@ -27,7 +27,7 @@ def of_seed(results: Several, index: SupportsIndex) -> Several:
 
     **Raises:**
 
-    `gorl.InputError` if there is no such seed, or only one and so no axis.
+    `gorl.InputError` if there is no such seed, or no axis of seeds.
     """
     kind = type(results).__name__
     shape = _batch_shape(results)
@@ -43,7 +43,7 @@ def of_seed(results: Several, index: SupportsIndex) -> Several:
 
 
 def _batch_shape(results: Any) -> tuple[int, ...]:
-    """The axes that several seeds have in front. They are not to be told by the leaves: a curve has an axis anyway."""
+    """The leading axes of several seeds. The type decides which they are, as a curve always has an axis."""
     if isinstance(results, Policy):
         return results.batch_shape
     if isinstance(results, Result):

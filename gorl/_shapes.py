@@ -1,4 +1,4 @@
-"""Checks of shapes where broadcasting would make numbers of a wrong one, and wrong numbers."""
+"""Checks of shapes that broadcasting would hide."""
 
 from typing import Any
 
@@ -8,14 +8,14 @@ from ._errors import InputError
 
 
 def check_vector(what: str, array: Any, size: int, of_several: str = "use jax.vmap") -> None:
-    """Checks that an array is one vector. Shapes are known as a program is traced, so that this costs nothing.
+    """Checks that an array is one vector. Shapes are known when a program is traced, so this costs nothing.
 
     **Arguments:**
 
-    - `what`: what it is, for the message.
+    - `what`: the name of the array, for the message.
     - `array`: the array.
-    - `size`: the length that it has to have.
-    - `of_several`: how several are taken.
+    - `size`: its length.
+    - `of_several`: the call that takes several, for the message.
 
     **Raises:**
 

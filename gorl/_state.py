@@ -1,6 +1,9 @@
 """What a run carries from step to step, and what it leaves behind."""
 
+from collections.abc import Callable
+
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree, UInt32
@@ -9,6 +12,7 @@ from ._decoder import AbstractDecoder
 from ._policy import Policy
 from ._regression import Fit
 from ._rollout import RolloutState
+from ._schedule import ScheduleStep
 from ._types import RandomKeys
 
 
@@ -134,3 +138,27 @@ class Result(eqx.Module):
     fits: Fit
     diverged_at: Int[Array, "*seeds"]
     divergence: Int[Array, "*seeds"]
+
+
+def emit_record(
+    on_evaluation: Callable[[EvaluationRecord], None],
+    steps_per_iteration: int,
+    state: TrainState,
+    step: ScheduleStep,
+    returns: Float[Array, " episodes"],
+) -> None:
+    """Calls `on_evaluation` on the host, from within a compiled program."""
+
+    def call(key: Array, step: ScheduleStep, returns: Array, metrics: dict[str, Array]) -> None:
+        on_evaluation(
+            EvaluationRecord(
+                key=np.asarray(key),
+                stage=int(step.stage),
+                env_steps=int(step.iterations) * steps_per_iteration,
+                returns=np.asarray(returns),
+                metrics={name: float(metric) for name, metric in metrics.items()},
+                is_final=bool(step.is_final),
+            )
+        )
+
+    jax.debug.callback(call, jax.random.key_data(state.key), step, returns, state.latest_metrics)

@@ -9,7 +9,12 @@ from ._shapes import check_vector
 
 
 class RunningStatistics(eqx.Module):
-    """Mean and variance of all the vectors seen so far, merged batch by batch.
+    """Running mean and variance of vectors, merged batch by batch.
+
+    **Attributes:**
+
+    - `count`: of the vectors.
+    - `mean`, `variance`: of each coordinate.
 
     ??? cite "Reference"
 
@@ -23,7 +28,7 @@ class RunningStatistics(eqx.Module):
 
     @staticmethod
     def empty(size: int) -> "RunningStatistics":
-        """Statistics of no vectors: normalising with them changes nothing.
+        """Statistics of no vectors, which normalise to the same vector.
 
         **Arguments:**
 
@@ -52,7 +57,7 @@ class RunningStatistics(eqx.Module):
     def normalise(self, vector: Float[Array, "*batch size"]) -> Float[Array, "*batch size"]:
         """`vector` shifted and scaled to zero mean and unit variance.
 
-        A standard deviation under 1e-3 counts as 1e-3: a coordinate that has hardly moved yet is not blown up.
+        A standard deviation below 1e-3 counts as 1e-3, so a coordinate that has hardly moved is not blown up.
         """
         self._check(vector)
         in_front = tuple(range(vector.ndim - 1))
@@ -60,12 +65,12 @@ class RunningStatistics(eqx.Module):
         return (vector - jnp.expand_dims(self.mean, in_front)) / jnp.expand_dims(std, in_front)
 
     def normalise_one(self, observation: Float[Array, " size"]) -> Float[Array, " size"]:
-        """[`normalise`][] of one vector, and of nothing else: what takes one makes wrong numbers of several."""
+        """[`normalise`][] of exactly one vector: networks return wrong numbers for several."""
         check_vector("the observation", observation, self.mean.shape[-1])
         return self.normalise(observation)
 
     def _check(self, vector: Float[Array, "*batch size"]) -> None:
-        """Checks the length of vectors, as one number would be taken for all of them."""
+        """Checks the length of vectors, which broadcasting would not."""
         if jnp.shape(vector)[-1:] != self.mean.shape:
             raise InputError(
                 f"an array of shape {jnp.shape(vector)} does not go with statistics of vectors of shape "

@@ -12,7 +12,6 @@ from typing import TypeAlias
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
@@ -27,7 +26,7 @@ from ._prepare import check_batch, check_key, prepare
 from ._regression import Fit, fit_decoder
 from ._rollout import RolloutState, collect_dataset, rollout
 from ._schedule import Phase, Schedule, ScheduleStep, make_schedule
-from ._state import Best, Curve, EvaluationRecord, Result, TrainState
+from ._state import Best, Curve, EvaluationRecord, Result, TrainState, emit_record
 from ._statistics import RunningStatistics
 from ._tree import all_finite
 from ._types import RandomKey
@@ -180,8 +179,7 @@ def _evaluate(
     best = optax.tree.where(is_better & ~step.is_final, candidate, state.best)
     metrics = {name: state.metrics[name].at[step.evaluation].set(state.latest_metrics[name]) for name in state.metrics}
     if on_evaluation is not None:
-        emit = functools.partial(_emit_record, on_evaluation, config.steps_per_iteration)
-        jax.debug.callback(emit, jax.random.key_data(state.key), step, returns, state.latest_metrics)
+        emit_record(on_evaluation, config.steps_per_iteration, state, step, returns)
     state = dataclasses.replace(
         state, best=best, returns=state.returns.at[step.evaluation].set(returns), metrics=metrics
     )
@@ -255,24 +253,4 @@ def _record_divergence(state: TrainState, step: ScheduleStep, divergence: Int[Ar
         state,
         diverged_at=jnp.where(is_first, step.iterations, state.diverged_at),
         divergence=jnp.where(is_first, divergence, state.divergence),
-    )
-
-
-def _emit_record(
-    on_evaluation: Callable[[EvaluationRecord], None],
-    steps_per_iteration: int,
-    key: Array,
-    step: ScheduleStep,
-    returns: Array,
-    metrics: dict[str, Array],
-) -> None:
-    on_evaluation(
-        EvaluationRecord(
-            key=np.asarray(key),
-            stage=int(step.stage),
-            env_steps=int(step.iterations) * steps_per_iteration,
-            returns=np.asarray(returns),
-            metrics={name: float(metric) for name, metric in metrics.items()},
-            is_final=bool(step.is_final),
-        )
     )

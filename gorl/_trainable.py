@@ -1,4 +1,4 @@
-"""What of a module gradient descent changes."""
+"""The trainable part of a module."""
 
 import equinox as eqx
 import jax
@@ -9,13 +9,19 @@ from ._statistics import RunningStatistics
 
 
 class Constant(eqx.Module):
-    """A number in a module that gradient descent leaves alone."""
+    """A number in a module that is not trained.
+
+    **Attributes:**
+
+    - `value`: the number.
+    """
 
     value: Float[Array, ""]
 
 
 def split_trainable(module: PyTree) -> tuple[PyTree, PyTree]:
-    """A module's trainable part and the rest: statistics, tolerances, constants. `equinox.combine` undoes it."""
+    """Splits a module into its trainable part and the rest (statistics, tolerances, constants). `equinox.combine` joins
+    them."""
 
     def is_fixed(node: PyTree) -> bool:
         return isinstance(node, RunningStatistics | Integrator | Constant)

@@ -1,13 +1,14 @@
 """The benchmark of returns, with a stand-in for `gorl train` that takes no time."""
 
 import json
+import shutil
 import sys
 import textwrap
 import time
 
+import answering
 import numpy as np
 import pytest
-import scipy.stats
 
 import gorl
 from benchmarks import returns
@@ -44,23 +45,24 @@ def cell(directory, seeds=2, method="ppo"):
 
 def test_a_finished_cell_leaves_its_curve_and_its_config(stand_in, tmp_path):
     one = cell(tmp_path / "results")
-    assert not one.is_finished()
+    assert not one.is_finished
     assert one.run(float("inf"))
-    assert one.is_finished()
+    assert one.is_finished
     steps, scores = one.curve()
     np.testing.assert_array_equal(steps, [0, 10])
     np.testing.assert_array_equal(scores, [[0, 10], [100, 110]])
     assert one.summary()["config"] == json.loads(gorl.preset("PointMass", method="ppo").to_json())
+    assert one.summary()["cores"] == gorl.internal.num_cores()  # and all else that says where it was measured
 
 
 def test_a_cell_of_fewer_seeds_or_another_config_is_not_finished(stand_in, tmp_path):
     assert cell(tmp_path / "results").run(float("inf"))
-    assert cell(tmp_path / "results", seeds=1).is_finished()
-    assert not cell(tmp_path / "results", seeds=3).is_finished()
-    assert not cell(tmp_path / "results", method="fpo").is_finished()
+    assert cell(tmp_path / "results", seeds=1).is_finished
+    assert not cell(tmp_path / "results", seeds=3).is_finished
+    assert not cell(tmp_path / "results", method="fpo").is_finished
     changed = cell(tmp_path / "results")
     changed.config = gorl.replace(changed.config, {"learner.clip_epsilon": 0.3})
-    assert not changed.is_finished()
+    assert not changed.is_finished
 
 
 def test_a_cell_stays_finished_when_a_setting_is_added_and_not_when_one_is_gone(stand_in, tmp_path):
@@ -69,30 +71,43 @@ def test_a_cell_stays_finished_when_a_setting_is_added_and_not_when_one_is_gone(
     summary = one.summary()
     del summary["config"]["learner"]["learning_rate_decay"]
     one.summary_file.write_text(json.dumps(summary))
-    assert one.is_finished()
+    assert one.is_finished
     summary["config"]["learner"]["a_setting_of_old"] = 1.0
     one.summary_file.write_text(json.dumps(summary))
-    assert not one.is_finished()
+    assert not one.is_finished
 
 
-def test_finished_cells_are_not_run_again(stand_in, tmp_path, capsys):
-    options = {"tasks": ["PointMass"], "methods": ["ppo", "fpo"], "seeds": 2, "out": tmp_path / "results"}
-    assert cell(tmp_path / "results" / "laptop").run(float("inf"))
-    before = (tmp_path / "results" / "laptop" / "PointMass_ppo.json").stat().st_mtime_ns
-    returns.main(**options, scale="laptop", minutes=float("inf"), show=False)
-    assert (tmp_path / "results" / "laptop" / "PointMass_ppo.json").stat().st_mtime_ns == before
-    assert (tmp_path / "results" / "laptop" / "PointMass_fpo.json").exists()
-    assert (tmp_path / "results" / "laptop" / "returns.png").stat().st_size > 1000
-    assert "not finished" not in capsys.readouterr().out
+def test_finished_cells_are_not_run_again(stand_in, tmp_path):
+    results = tmp_path / "results"
+    assert cell(results / "laptop").run(float("inf"))
+    before = (results / "laptop" / "PointMass_ppo.json").stat().st_mtime_ns
+    arguments = ("--task", "PointMass", "--method", "ppo", "--method", "fpo", "--seeds", 2, "--out", results)
+    code, out, _ = answering.run(returns.app, *arguments)
+    assert code == 0
+    assert (results / "laptop" / "PointMass_ppo.json").stat().st_mtime_ns == before
+    assert (results / "laptop" / "PointMass_fpo.json").exists()
+    assert (results / "laptop" / "returns.png").stat().st_size > 1000
+    assert "not finished" not in out
+    assert "last (smallest and largest)" in out
 
 
-def test_a_cell_that_runs_out_of_time_leaves_nothing(stand_in, tmp_path, capsys):
+def test_a_cell_that_runs_out_of_time_leaves_nothing(stand_in, tmp_path):
     stand_in("import time\ntime.sleep(60)\n")
     one = cell(tmp_path / "results")
     assert not one.run(time.monotonic() + 0.5)
     assert not (tmp_path / "results").exists()
-    returns.main(["PointMass"], ["ppo"], 2, "laptop", 0.0, tmp_path / "results", False)
-    assert "not finished: ppo on PointMass" in capsys.readouterr().out
+    arguments = ("--method", "ppo", "--minutes", 0, "--out", tmp_path / "results")
+    assert "not finished: ppo on PointMass" in answering.run(returns.app, *arguments)[1]
+
+
+def test_the_committed_results_are_shown_whatever_their_config(tmp_path):
+    shutil.copytree(returns.RESULTS / "laptop", tmp_path / "laptop")
+    arguments = ("--task", "PointMass", "--method", "gorl-flow", "--show", "--out", tmp_path)
+    code, out, _ = answering.run(returns.app, *arguments)
+    assert code == 0
+    assert "901.4 [897.0, 905.0]" in out
+    code, out, _ = answering.run(returns.app, *arguments, "--markdown")
+    assert (code, out.splitlines()[2]) == (0, "| `gorl-flow` | 901.4 [897.0, 905.0] |")
 
 
 def test_the_table_of_the_readme_leaves_out_what_was_not_run(stand_in, tmp_path):
@@ -113,12 +128,23 @@ def test_a_run_that_fails_says_so(stand_in, tmp_path):
     assert not (tmp_path / "results").exists()
 
 
-def test_the_interquartile_mean_leaves_out_both_quarters():
-    scores = np.random.default_rng(0).normal(size=(8, 3))
-    middle, (low, high) = returns.interquartile_means(scores)
-    np.testing.assert_allclose(middle, scipy.stats.trim_mean(scores, 0.25, axis=0))
-    assert (low <= middle).all()
-    assert (middle <= high).all()
+def curve_of(directory, returns_at_the_end):
+    one = cell(directory)
+    rows = [f"{seed},{steps},{value * steps}" for seed, value in enumerate(returns_at_the_end) for steps in (0, 1)]
+    one.curve_file.write_text("\n".join(["seed,env_steps,return_mean", *rows]))
+    return one
+
+
+def test_of_few_seeds_the_smallest_and_the_largest_are_shown_and_of_ten_an_interval(tmp_path):
+    assert curve_of(tmp_path, [1.0, 2.0, 6.0]).last() == "3.0 [1.0, 6.0]"
+    many = np.arange(10.0)
+    found = gorl.internal.interval(many)
+    assert found.is_confidence
+    assert curve_of(tmp_path, many).last() == f"4.5 [{found.low:.1f}, {found.high:.1f}]"
+
+
+def test_seeds_that_diverged_are_left_out_and_counted(tmp_path):
+    assert curve_of(tmp_path, [1.0, float("nan"), 6.0]).last() == "3.5 [1.0, 6.0] (1 of 3 seeds diverged)"
 
 
 @pytest.mark.parametrize(
@@ -133,4 +159,4 @@ def test_the_interquartile_mean_leaves_out_both_quarters():
 )
 def test_the_papers_return_where_task_and_budget_match(tmp_path, task, method, steps, reported):
     one = returns.Cell("paper", task, method, 1, tmp_path)
-    assert returns.paper_return(one, steps) == reported
+    assert one.paper_return(steps) == reported

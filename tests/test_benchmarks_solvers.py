@@ -2,11 +2,13 @@
 
 import json
 
+import answering
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from typer.testing import CliRunner
+import scipy.stats
 
 import gorl
 from benchmarks import solvers
@@ -16,7 +18,7 @@ ENV = gorl.EnvConfig("MultiGoal", episode_length=20)
 
 @pytest.fixture(scope="module")
 def comparison(make_policy):
-    return solvers.Comparison(ENV, [make_policy(2, 2)], 64, 4)
+    return solvers.Comparison(ENV, [make_policy(2, 2)], 64, 12)
 
 
 @pytest.fixture
@@ -36,8 +38,8 @@ def policy_file(tiny, make_policy, tmp_path):
 @pytest.fixture
 def invoke(tmp_path):
     def run(*arguments):
-        options = ["--task", "MultiGoal", "--pairs", "32", "--episodes", "3", "--out", str(tmp_path / "results")]
-        return CliRunner().invoke(solvers.app, [*options, *map(str, arguments)], catch_exceptions=False)
+        options = ["--task", "MultiGoal", "--pairs", "32", "--episodes", "10", "--out", tmp_path / "results"]
+        return answering.run(solvers.app, *options, *arguments)
 
     return run
 
@@ -82,28 +84,33 @@ def test_errors_fall_with_steps_and_with_the_tolerance(comparison):
 
 
 def test_evaluations_are_counted(comparison):
+    def evaluations(variant):
+        return solvers.velocity_evaluations(variant.of(comparison.decoders[0]), *comparison.pairs[0])
+
     counted = [
-        comparison.evaluations(solvers.Variant(solver, steps))
+        evaluations(solvers.Variant(solver, steps))
         for solver, steps in (("Euler", 3), ("Heun", 2), ("Midpoint", 2), ("Tsit5", 2))
     ]
     # The last stage of a step of Tsit5 is the first of the next.
     assert counted == [3, 4, 4, 13]
-    adaptive = [comparison.evaluations(solvers.Variant("Tsit5", tolerance=tolerance)) for tolerance in (1e-1, 1e-6)]
+    adaptive = [evaluations(solvers.Variant("Tsit5", tolerance=tolerance)) for tolerance in (1e-1, 1e-6)]
     assert 6 < adaptive[0] < adaptive[1]
 
 
 def test_returns_are_compared_episode_by_episode(comparison):
-    assert comparison.change(solvers.FINE) == (0.0, 0.0)
+    assert comparison.change(solvers.FINE).mean == 0.0
     variant = solvers.Variant("Euler", 1)
-    coarse = solvers.with_decoder(comparison.policies[0], variant.of(comparison.decoders[0]))
-    returns = [
-        np.float64(gorl.evaluate(ENV, policy, comparison.episode_key, num_episodes=4))
-        for policy in (coarse, solvers.with_decoder(coarse, solvers.FINE.of(comparison.decoders[0])))
-    ]
-    difference = returns[0] - returns[1]
-    change, half = comparison.change(variant)
-    assert change == pytest.approx(difference.mean())
-    assert half == pytest.approx(1.96 * difference.std(ddof=1) / 2)
+    (policy,), (decoder,) = comparison.policies, comparison.decoders
+    key = jax.random.fold_in(comparison.episode_key, 0)
+    coarse, exact = (
+        np.float64(gorl.evaluate(ENV, eqx.tree_at(lambda p: p.decoder.decoder, policy, of), key, num_episodes=12))
+        for of in (variant.of(decoder), solvers.FINE.of(decoder))
+    )
+    change = comparison.change(variant)
+    assert change.is_confidence
+    assert change.mean == pytest.approx(np.mean(coarse - exact))
+    half = scipy.stats.t.ppf(0.975, 11) * np.std(coarse - exact, ddof=1) / np.sqrt(12)
+    assert change.high - change.mean == pytest.approx(half)
 
 
 def test_observations_are_those_that_the_policy_meets(comparison, make_policy):
@@ -111,7 +118,7 @@ def test_observations_are_those_that_the_policy_meets(comparison, make_policy):
     assert observations.shape == latents.shape == (64, 2)
     assert len(np.unique(observations, axis=0)) == 64
     few, _ = solvers.pairs(gorl.EnvConfig("MultiGoal", episode_length=2), make_policy(2, 2), 64, jax.random.key(0))
-    assert few.shape == (64, 2)  # drawn again where there are not as many
+    assert few.shape == (64, 2)  # drawn again where there are too few
 
 
 def test_results_are_left_after_each_row(invoke, policy_file, tmp_path, monkeypatch):
@@ -124,15 +131,16 @@ def test_results_are_left_after_each_row(invoke, policy_file, tmp_path, monkeypa
 
     write = solvers.write
     monkeypatch.setattr(solvers, "write", watched)
-    result = invoke("--run", policy_file())
-    assert result.exit_code == 0
+    code, out, _ = invoke("--run", policy_file())
+    assert code == 0
     assert [(content["finished"], len(content["rows"])) for content in seen] == [(False, 1), (True, 2)]
     baseline, heun = seen[-1]["rows"]
     assert (baseline["evaluations"], heun["evaluations"]) == (10, 4)
     assert 0.2 < baseline["ratio_to_euler_10"] < 5  # timed twice: noise
     low, high = heun["return_change_95"]
     assert low <= heun["return_change"] <= high
-    assert "Heun" in result.stdout
+    assert "Heun" in out
+    assert seen[-1]["repeats"] == solvers.REPEATS
     assert (tmp_path / "results" / "MultiGoal.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -143,24 +151,25 @@ def test_results_are_left_after_each_row(invoke, policy_file, tmp_path, monkeypa
         (("--steps", "many"), "--steps must be a whole number such as 2e5, not 'many'."),
         (("--steps", "inf"), "--steps must be a whole number such as 2e5, not 'inf'."),
         (("--steps", "5"), "shorter than one iteration"),
-        (("--seeds", "0"), "--seeds must be at least 1, not 0."),
+        (("--seeds", "0"), "--seeds"),
+        (("--episodes", "9"), "--episodes"),
         (("--solver", "Eular"), "did you mean 'Euler'"),
         (("--run", "nowhere.eqx"), "no policy can be read from nowhere.eqx"),
     ],
 )
 def test_bad_input_is_answered_in_one_sentence(invoke, arguments, sentence):
-    result = invoke(*arguments)
-    assert result.exit_code == 2
-    assert sentence in result.stderr
-    assert result.stderr.count("\n") == 1
+    code, _, err = invoke(*arguments)
+    assert code == 2
+    assert sentence in err
+    assert err.count("\n") == 1
 
 
 def test_a_policy_that_does_not_fit_is_refused(invoke, policy_file, tmp_path):
-    assert "give --seeds 1" in invoke("--run", policy_file(), "--seeds", "2").stderr
-    assert "has not been fitted" in invoke("--run", policy_file(fitted=False)).stderr
-    result = invoke("--run", policy_file(), "--task", "PointMass")
-    assert result.exit_code == 2
-    assert "was trained on MultiGoal" in result.stderr
+    assert "give --seeds 1" in invoke("--run", policy_file(), "--seeds", "2")[2]
+    assert "has not been fitted" in invoke("--run", policy_file(fitted=False))[2]
+    code, _, err = invoke("--run", policy_file(), "--task", "PointMass")
+    assert code == 2
+    assert "was trained on MultiGoal" in err
 
 
 def test_policies_of_other_methods_are_refused(make_policy):
@@ -179,3 +188,9 @@ def test_seeds_of_a_run_are_taken_one_by_one(finished_run):
     assert not bool(
         jnp.all(policies[0].encoder.network.layers[0].weight == policies[1].encoder.network.layers[0].weight)
     )
+
+
+@pytest.mark.parametrize("path", sorted(solvers.RESULTS.glob("solvers/*.json")), ids=lambda path: path.stem)
+def test_the_committed_results_can_be_drawn(path):
+    content = json.loads(path.read_text())
+    assert solvers.figure(content["task"], content["rows"]).startswith(b"\x89PNG")

@@ -61,12 +61,23 @@ def test_a_path_without_a_suffix_gets_both_files(make_policy, tmp_path, capsys, 
 
 
 @pytest.mark.parametrize("suffix", [".stablehlo", ".ONNX"])
-def test_a_suffix_decides_the_kind_and_what_was_there_is_replaced(make_policy, tmp_path, capsys, observation, suffix):
+def test_a_suffix_decides_the_kind_and_what_was_there_is_replaced(make_policy, tmp_path, observation, suffix):
     policy, path = make_policy(3, 2, plain=True), tmp_path / f"policy{suffix}"
     path.write_bytes(b"what was there" * 10_000)
-    export(policy, path, "seed")
+    export(policy, path, "latent")
     assert names(tmp_path) == [path.name]
-    assert ": observation float32[batch, 3], seed uint32[batch] -> action float32[batch, 2]" in capsys.readouterr().out
+    modes = jax.vmap(policy.mode)(observation)
+    np.testing.assert_allclose(run(path, observation, np.zeros((5, 2), np.float32)), modes, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["policy", "policy.stablehlo"])
+def test_a_seed_gets_a_stablehlo_only(make_policy, tmp_path, capsys, observation, name):
+    policy, path = make_policy(3, 2, plain=True), tmp_path / "policy.stablehlo"
+    export(policy, tmp_path / name, "seed")
+    assert names(tmp_path) == [path.name]
+    output = capsys.readouterr()
+    assert ": observation float32[batch, 3], seed uint32[batch] -> action float32[batch, 2]" in output.out
+    assert output.err == ""
     seed = np.arange(5, dtype=np.uint32)
     drawn = jax.vmap(lambda observation, seed: policy(observation, jax.random.key(seed)))(observation, seed)
     np.testing.assert_allclose(run(path, observation, seed), drawn, rtol=0, atol=1e-5)
@@ -120,6 +131,7 @@ def test_an_onnx_that_cannot_be_is_left_out_or_refused(make_policy, tmp_path, ca
         ("half", "latent", r"half\.onnx is a directory: give a file"),
         ("policy", "seeds", "no draw is called 'seeds': did you mean 'seed'"),
         ("policy.onnx", "noise", "no draw is called 'noise'"),
+        ("policy.onnx", "seed", r"an \.onnx takes latents only: leave out --draw seed, or make a \.stablehlo"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_computed(
@@ -145,7 +157,7 @@ def test_without_onnx_an_onnx_is_refused_before_anything_is_computed(
 
 def test_several_policies_leave_no_file(make_policy, tmp_path):
     several = jax.tree.map(lambda leaf: leaf[None], make_policy(3, 2, plain=True))
-    with pytest.raises(gorl.InputError, match="one is taken at a time"):
+    with pytest.raises(gorl.InputError, match="and one is needed"):
         export(several, tmp_path / "policy", "latent")
     assert names(tmp_path) == []
 

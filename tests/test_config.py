@@ -57,7 +57,7 @@ def test_json_is_json_for_everyone(tiny):
 
 def test_json_may_leave_fields_out():
     config = gorl.Config.from_json('{"env": {"name": "MultiGoal"}, "learner": {"type": "PPO", "clip_epsilon": 0.1}}')
-    assert config == gorl.Config(env="MultiGoal", learner=gorl.PPO(clip=0.1))
+    assert config == gorl.Config(env="MultiGoal", learner=gorl.PPO(clip_epsilon=0.1))
 
 
 def test_array_scalars_are_written_as_the_numbers_they_are(tiny):
@@ -98,8 +98,8 @@ def test_a_config_cannot_be_changed_in_place(tiny):
 
 def test_an_integer_for_a_real_number_is_that_number():
     # Otherwise 1 and 1.0 would be compiled twice.
-    assert gorl.PPO(clip=1) == gorl.PPO(clip=1.0)
-    assert isinstance(gorl.PPO(clip=1).clip, float)
+    assert gorl.PPO(clip_epsilon=1) == gorl.PPO(clip_epsilon=1.0)
+    assert isinstance(gorl.PPO(clip_epsilon=1).clip_epsilon, float)
 
 
 # --- Leaves are what can be trained in one batch; everything else is static. ---
@@ -114,7 +114,7 @@ LEAVES = {
             "discount",
             "gae_lambda",
             "reward_scale",
-            "clip",
+            "clip_epsilon",
             "entropy_coefficient",
             "value_loss_coefficient",
             "latent_coefficient",
@@ -128,12 +128,12 @@ LEAVES = {
 
 
 def test_numbers_that_decide_no_shape_are_leaves():
-    config = gorl.Config(decoder=gorl.FlowMatching(solver="Tsit5", rtol=1e-3, atol=1e-3))
+    config = gorl.Config("PointMass", decoder=gorl.FlowMatching(solver="Tsit5", rtol=1e-3, atol=1e-3))
     assert {jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(config)} == LEAVES
 
 
 def test_every_real_field_is_a_leaf_and_every_other_integer_is_static():
-    config = gorl.Config(decoder=gorl.FlowMatching(solver="Tsit5", rtol=1e-3, atol=1e-3))
+    config = gorl.Config("PointMass", decoder=gorl.FlowMatching(solver="Tsit5", rtol=1e-3, atol=1e-3))
     static = set()
     for group, prefix in (
         (config.learner, ".learner"),
@@ -194,7 +194,7 @@ def test_replace_changes_a_group_and_values_inside_it(tiny):
 
 
 def test_replace_works_on_a_group_by_itself():
-    assert gorl.replace(gorl.PPO(), {"clip_epsilon": 0.1}) == gorl.PPO(clip=0.1)
+    assert gorl.replace(gorl.PPO(), {"clip_epsilon": 0.1}) == gorl.PPO(clip_epsilon=0.1)
 
 
 @pytest.mark.parametrize(
@@ -202,10 +202,10 @@ def test_replace_works_on_a_group_by_itself():
     [
         ("learner.learning_rat", "field of PPO is called 'learning_rat': did you mean 'learning_rate'"),
         ("lerner.clip", "field of Config is called 'lerner': did you mean 'learner'"),
-        ("learner.Clip", "did you mean 'clip'"),
+        ("learner.Clip", "did you mean 'clip_epsilon'"),
         ("decoder.stepz", "'stepz': did you mean 'num_steps'"),
         ("stage_steps.first", "stage_steps has no fields of its own"),
-        ("learner.clip_epsilon.epsilon", "clip has no fields of its own"),
+        ("learner.clip_epsilon.epsilon", "clip_epsilon has no fields of its own"),
         ("", "no field of Config is called ''"),
         ("zzz", "no field of Config is called 'zzz': there are 'decoder', 'env'"),
     ],
@@ -326,15 +326,15 @@ def test_a_value_of_the_wrong_kind_is_refused_by_name(tiny, unchecked, name, val
         ("num_envs", "[16]"),
         ("num_envs", "true"),
         ("num_envs", '{"value": 16}'),
-        ("clip", "null"),
-        ("clip", "[0.1, 0.2]"),
-        ("clip", '"0.2"'),
-        ("clip", "{}"),
+        ("clip_epsilon", "null"),
+        ("clip_epsilon", "[0.1, 0.2]"),
+        ("clip_epsilon", '"0.2"'),
+        ("clip_epsilon", "{}"),
     ],
 )
 def test_a_value_of_the_wrong_kind_in_a_file_is_refused_by_name(unchecked, name, written):
     with pytest.raises(gorl.InputError, match=name):
-        gorl.Config.from_json(f'{{"learner": {{"type": "PPO", "{name}": {written}}}}}')
+        gorl.Config.from_json(f'{{"env": {{"name": "PointMass"}}, "learner": {{"type": "PPO", "{name}": {written}}}}}')
 
 
 @pytest.mark.parametrize(
@@ -360,7 +360,7 @@ def test_values_that_do_not_go_together(tiny, changes, message):
     [
         ({"refinement.stride": 21}, "stride = 21 is more than the 20 steps"),
         ({"refinement.stride": 20}, "batch_size = 20 is more than the 6 pairs"),
-        ({"refinement.num_validation_episodes": 8}, "num_heldout = 8 leaves none of the 8 episodes"),
+        ({"refinement.num_validation_episodes": 8}, "num_validation_episodes = 8 leaves none of the 8 episodes"),
         ({"refinement.batch_size": 121}, "batch_size = 121 is more than the 120 pairs"),
     ],
 )
@@ -390,10 +390,15 @@ def test_one_stage_does_not_care_about_the_refinement(tiny):
         ("[]", "must be a group of fields"),
         ("3", "must be a group of fields"),
         ("null", "must be a group of fields"),
+        ("{}", "the configuration has no env: give it one"),
+        ('{"env": {}}', "env has no env.name: give it one"),
         ('{"learner": 3}', "learner must be a group of fields, not 3"),
         ('{"env": "PointMass"}', "env must be a group of fields"),
         ('{"stage_step": [1]}', "no field of Config is called 'stage_step': did you mean 'stage_steps'"),
-        ('{"learner": {"type": "PPO", "klip": 0.1}}', "no field of PPO is called 'klip': did you mean 'clip'"),
+        (
+            '{"learner": {"type": "PPO", "klip_epsilon": 0.1}}',
+            "no field of PPO is called 'klip_epsilon': did you mean 'clip_epsilon'",
+        ),
         ('{"learner": {"type": "PPPO"}}', "no learner.type is called 'PPPO': did you mean 'PPO'"),
         ('{"learner": {"type": 3}}', "no learner.type is called '3'"),
         ('{"learner": {"type": "FlowMatching"}}', "no learner.type is called 'FlowMatching'"),
@@ -401,8 +406,8 @@ def test_one_stage_does_not_care_about_the_refinement(tiny):
         ('{"decoder": {"type": "Flow"}}', "no decoder.type is called 'Flow': did you mean 'FlowMatching'"),
         ('{"decoder": {"type": "Identity", "width": 3}}', "no field of Identity is called 'width'"),
         ('{"env": {"name": "CheetaRun"}}', "'CheetaRun': did you mean 'CheetahRun'"),
-        ('{"learner": {"type": "PPO", "discount": 1.01}}', "discount must be a number"),
-        ('{"learner": {"type": "PPO", "discount": NaN}}', "discount must be a number"),
+        ('{"env": {"name": "PointMass"}, "learner": {"type": "PPO", "discount": 1.01}}', "discount must be a number"),
+        ('{"env": {"name": "PointMass"}, "learner": {"type": "PPO", "discount": NaN}}', "discount must be a number"),
     ],
 )
 def test_a_text_that_is_no_config(unchecked, text, message):
@@ -429,7 +434,7 @@ def test_an_environment_without_a_name_cannot_be_written(counting):
 
 
 def test_a_schedule_of_noise_can_be_typed():
-    config = gorl.Config(decoder=gorl.Diffusion())
+    config = gorl.Config("PointMass", decoder=gorl.Diffusion())
     assert gorl.internal.parse(config, "decoder.schedule", "0.9,0.5") == (0.9, 0.5)
     assert gorl.internal.parse(config, "decoder.schedule", "linear") == "linear"
     with pytest.raises(gorl.InputError, match=r"decoder.schedule must be a name or numbers"):

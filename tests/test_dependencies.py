@@ -160,3 +160,10 @@ def test_the_commands_work_with_what_is_declared_and_jax_and_flatbuffers_run_wha
     assert called.returncode == 0, called.stderr
     policy = finished_run.policy(None)
     np.testing.assert_allclose(np.load(tmp_path / "action.npy"), jax.vmap(policy.mode)(observation), rtol=0, atol=1e-5)
+
+
+def test_every_package_is_shipped():
+    # An editable install finds them all; a wheel has those that are listed.
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    there = {str(path.parent.relative_to(ROOT)).replace("/", ".") for path in (ROOT / "gorl").rglob("__init__.py")}
+    assert {*project["tool"]["setuptools"]["packages"]} == there | {"gorl_cli"}

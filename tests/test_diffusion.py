@@ -238,7 +238,7 @@ def test_a_loss_depends_on_its_key_alone(random_diffusion):
 )
 def test_a_diffusion_that_cannot_be_is_answered_in_one_sentence(options, message):
     with pytest.raises(gorl.InputError, match=message) as caught:
-        gorl.Config(decoder=Diffusion(**options))
+        gorl.Config("PointMass", decoder=Diffusion(**options))
     sentence = str(caught.value)
     assert sentence[-1] in ".?"
     assert "\n" not in sentence
@@ -248,7 +248,7 @@ def test_a_diffusion_that_cannot_be_is_answered_in_one_sentence(options, message
 def test_a_diffusion_with_a_schedule_of_its_own_goes_through_json_exactly():
     values = (1 - 1e-4 / 3, 0.1 + 0.2, 1 / 7, 1e-6)
     decoder = Diffusion(schedule=values, num_levels=4, solver="Tsit5", rtol=1e-3, atol=1e-6)
-    config = gorl.Config(decoder=decoder)
+    config = gorl.Config("PointMass", decoder=decoder)
     restored = gorl.Config.from_json(config.to_json())
     assert restored == config
     assert restored.decoder.schedule == values

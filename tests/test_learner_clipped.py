@@ -236,18 +236,20 @@ def test_minibatches_that_do_not_divide_the_steps_are_refused(kind):
 def test_a_decoder_for_a_learner_of_actions_is_refused(kind, decoder):
     name = type(decoder).__name__
     with pytest.raises(gorl.InputError, match=rf"{kind.__name__} learns actions .* no {name} decoder.*gorl.Identity"):
-        gorl.Config(learner=small(kind), decoder=decoder, stage_steps=(10_000,))
+        gorl.Config("PointMass", learner=small(kind), decoder=decoder, stage_steps=(10_000,))
 
 
 def test_a_decoder_for_ppo_on_actions_is_refused():
     with pytest.raises(gorl.InputError, match="PPO learns actions themselves here, and takes no FlowMatching decoder"):
-        gorl.Config(learner=small(PPO, on_actions=True), decoder=gorl.FlowMatching(), stage_steps=(10_000,))
+        gorl.Config(
+            "PointMass", learner=small(PPO, on_actions=True), decoder=gorl.FlowMatching(), stage_steps=(10_000,)
+        )
 
 
 @pytest.mark.parametrize("kind", LEARNERS)
 def test_the_identity_with_more_than_one_stage_is_refused(kind):
     with pytest.raises(gorl.InputError, match="identity decoder cannot be refined: give it one stage"):
-        gorl.Config(learner=small(kind), decoder=gorl.Identity(), stage_steps=(10_000, 10_000))
+        gorl.Config("PointMass", learner=small(kind), decoder=gorl.Identity(), stage_steps=(10_000, 10_000))
 
 
 @pytest.mark.parametrize(
@@ -266,4 +268,4 @@ def test_the_identity_with_more_than_one_stage_is_refused(kind):
 )
 def test_a_value_out_of_range_is_refused_by_name(kind, name, value):
     with pytest.raises(gorl.InputError, match=f"learner.{name} must be an? "):
-        gorl.Config(learner=small(kind, **{name: value}), decoder=gorl.Identity(), stage_steps=(10_000,))
+        gorl.Config("PointMass", learner=small(kind, **{name: value}), decoder=gorl.Identity(), stage_steps=(10_000,))

@@ -103,14 +103,15 @@ def test_what_is_to_be_learned_against_a_slow_loop(shaken, on_actions):
     assert experience.truncated.any()
     # What it drew at the next observations is in the batch: their worth is had one by one.
     next_latent = np.asarray(batch.next_latent).reshape(TIME, ENVS, LATENT_SIZE)
-    worth = np.zeros((TIME, ENVS))
+    worth, cost = np.zeros((2, TIME, ENVS))
     for t in range(TIME):
         for env in range(ENVS):
             seen, latent = experience.next_observation[t, env], jnp.asarray(next_latent[t, env])
             mean, std = learner_state.encoder.distribution(seen)
             value = reppo._values(learner_state.critic, learner_state.encoder.statistics, seen[None], latent[None])[0]
             own = scipy.stats.norm.logpdf(latent, mean, std).sum()
-            worth[t, env] = value - 0.3 * (own - log_prior(latent, on_actions=on_actions))
+            worth[t, env] = value
+            cost[t, env] = 0.3 * (own - log_prior(latent, on_actions=on_actions))
     expected = np.zeros((TIME, ENVS))
     for env in range(ENVS):
         for t in reversed(range(TIME)):
@@ -118,7 +119,7 @@ def test_what_is_to_be_learned_against_a_slow_loop(shaken, on_actions):
             if t + 1 < TIME and not experience.truncated[t, env]:
                 onwards = 0.3 * worth[t, env] + 0.7 * expected[t + 1, env]
             going_on = 0.0 if experience.terminated[t, env] else 0.9
-            expected[t, env] = 2 * experience.reward[t, env] + going_on * onwards
+            expected[t, env] = 2 * experience.reward[t, env] + going_on * (onwards - cost[t, env])
     np.testing.assert_allclose(batch.target.reshape(TIME, ENVS), expected, rtol=2e-3, atol=2e-3)
 
 

@@ -468,12 +468,12 @@ def test_a_stage_that_diverged_leaves_no_encoder_to_keep(assert_same):
 )
 def test_a_bad_value_is_refused(changes, message):
     with pytest.raises(gorl.InputError, match=message):
-        gorl.Config(learner=small_sac(**changes), decoder=gorl.Diffusion(), stage_steps=(10_000,))
+        gorl.Config("PointMass", learner=small_sac(**changes), decoder=gorl.Diffusion(), stage_steps=(10_000,))
 
 
 def test_sac_on_actions_takes_no_decoder():
     with pytest.raises(gorl.InputError, match="SAC learns actions themselves here, and takes no Diffusion decoder"):
-        gorl.Config(learner=small_sac(on_actions=True), decoder=gorl.Diffusion(), stage_steps=(10_000,))
+        gorl.Config("PointMass", learner=small_sac(on_actions=True), decoder=gorl.Diffusion(), stage_steps=(10_000,))
 
 
 @pytest.mark.parametrize("run", [gorl.train, gorl.iterate])

@@ -209,6 +209,6 @@ def test_a_method_whose_parts_do_not_fit_is_refused():
     misfit = gorl.Method("misfit", "actions through a decoder", gorl.FPO(), gorl.FlowMatching())
     with pytest.raises(gorl.InputError, match="FPO learns actions themselves here, and takes no FlowMatching decoder"):
         gorl.preset("MultiGoal", method=misfit)
-    misspelt = gorl.Method("misspelt", "a field that is not there", gorl.PPO(), laptop={"learner.klip": 0.1})
-    with pytest.raises(gorl.InputError, match="no field of PPO is called 'klip': did you mean 'clip'"):
+    misspelt = gorl.Method("misspelt", "a field that is not there", gorl.PPO(), laptop={"learner.klip_epsilon": 0.1})
+    with pytest.raises(gorl.InputError, match="no field of PPO is called 'klip_epsilon': did you mean 'clip_epsilon'"):
         gorl.preset("MultiGoal", method=misspelt)

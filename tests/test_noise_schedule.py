@@ -87,7 +87,7 @@ def test_times_have_gradients_down_to_no_noise(kind, num_levels):
 @pytest.mark.parametrize("values", [(1.0, 0.5), (0.9, 1e-50), (0.9, 0.9 - 1e-9), (0.5, float("nan"))])
 def test_values_that_single_precision_cannot_tell_apart_are_refused(values):
     with pytest.raises(gorl.InputError, match="must fall"):
-        gorl.Config(decoder=gorl.Diffusion(schedule=values, num_levels=2))
+        gorl.Config("PointMass", decoder=gorl.Diffusion(schedule=values, num_levels=2))
 
 
 @pytest.mark.parametrize("kind", [None, 3.0, ("high", "low")])
@@ -98,5 +98,5 @@ def test_a_schedule_that_is_neither_name_nor_numbers_is_refused(unchecked, kind)
 
 def test_a_schedule_may_be_any_sequence_of_numbers():
     values = np.linspace(0.9, 0.1, 10)
-    config = gorl.Config(decoder=gorl.Diffusion(schedule=values))
+    config = gorl.Config("PointMass", decoder=gorl.Diffusion(schedule=values))
     assert config == gorl.Config.from_json(config.to_json())

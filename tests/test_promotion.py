@@ -50,4 +50,4 @@ def test_a_policy_is_evaluated_and_exported_under_strict_promotion(make_policy, 
     jax.eval_shape(lambda key: gorl.evaluate("MultiGoal", policy, key, num_episodes=2), jax.random.key(0))
     jax.eval_shape(lambda key: gorl.play("MultiGoal", policy, key, stochastic=True), jax.random.key(0))
     gorl.export_stablehlo(policy, "seed")
-    gorl.export_onnx(policy, "seed")
+    gorl.export_onnx(policy)

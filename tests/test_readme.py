@@ -1,53 +1,26 @@
-"""What the README shows has to work."""
+"""What the README and the guides show has to work, and their figures have to be those of the raw files."""
 
-import csv
 import pathlib
 import re
 import subprocess
 import sys
 
-import jax
+import figures
 import numpy as np
 import PIL.Image
 import pytest
-import scipy.stats
 from quick import quick_environment
 
 import gorl
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = ROOT / "README.md"
+SPEED = ROOT / "gorl/guides/speed.md"
 
 
-def test_the_method_of_the_readme_trains(tmp_path, monkeypatch):
-    (example,) = re.findall(r"<!-- method example -->\n```python\n(.*?)```", README.read_text(), re.DOTALL)
-    (tmp_path / "my_method.py").write_text(example)
-    monkeypatch.syspath_prepend(tmp_path)
-    config = gorl.preset("MultiGoal", method="my_method:prior")
-    assert gorl.methods()["gorl-prior"].learner == type(config.learner)()
-    sizes = {"num_envs": 16, "unroll_length": 5, "num_minibatches": 2, "num_epochs": 2, "policy_width": 8}
-    config = gorl.replace(
-        config,
-        {
-            **{f"learner.{name}": value for name, value in sizes.items()},
-            "refinement.num_episodes": 8,
-            "refinement.num_validation_episodes": 2,
-            "refinement.batch_size": 20,
-            "refinement.num_epochs": 2,
-            "stage_steps": (160, 160),
-            "evaluation_interval": 80,
-            "evaluation_episodes": 4,
-        },
-    )
-    assert gorl.Config.from_json(config.to_json()) == config
-    result = gorl.train(config, jax.random.key(0))
-    assert np.isfinite(result.curve.mean_return).all()
-    divergence = np.asarray(result.curve.metrics["divergence"])
-    assert divergence[-1] > 0
-
-
-def test_the_robot_of_the_readme_trains_by_name_and_is_filmed_and_exported(tmp_path):
-    (example,) = re.findall(r"<!-- robot example -->\n```python\n(.*?)```", README.read_text(), re.DOTALL)
+def test_the_robot_of_the_guide_trains_by_name_and_is_filmed_and_exported(tmp_path):
+    guide = (ROOT / "gorl/guides/environments.md").read_text()
+    (example,) = re.findall(r"<!-- file: my_robot.py -->\n```python\n(.*?)```", guide, re.DOTALL)
     (tmp_path / "my_robot.py").write_text(example)
 
     def run(*arguments):
@@ -75,8 +48,9 @@ def test_the_robot_of_the_readme_trains_by_name_and_is_filmed_and_exported(tmp_p
     assert np.ptp(np.asarray(PIL.Image.open(tmp_path / "film.png"))) > 0
 
 
-def test_the_export_example_of_the_readme_runs(make_policy, tmp_path):
-    (example,) = re.findall(r"<!-- export example -->\n```python\n(.*?)```", README.read_text(), re.DOTALL)
+def test_the_export_example_of_the_guide_runs(make_policy, tmp_path):
+    guide = (ROOT / "gorl/guides/runs.md").read_text()
+    (example,) = re.findall(r"<!-- export example -->\n```python\n(.*?)```", guide, re.DOTALL)
     policy = make_policy(4, 2)
     for suffix, content in ((".stablehlo", gorl.export_stablehlo(policy)), (".onnx", gorl.export_onnx(policy))):
         (tmp_path / f"policy{suffix}").write_bytes(content)
@@ -86,20 +60,54 @@ def test_the_export_example_of_the_readme_runs(make_policy, tmp_path):
         np.testing.assert_allclose(actions, np.tile(policy.mode(np.zeros(4, np.float32)), (5, 1)), atol=1e-5)
 
 
+def table(path, name):
+    """The lines of the table that a document marks with a name."""
+    (found,) = re.findall(rf"<!-- {name} -->\n(.*?)\n\n", path.read_text(), re.DOTALL)
+    return found.splitlines()
+
+
 def test_the_returns_of_the_readme_are_those_of_the_raw_files():
-    (table,) = re.findall(r"<!-- returns -->\n(.*?)\n\n", README.read_text(), re.DOTALL)
-    (_, *tasks), _, *rows = ([entry.strip() for entry in line.strip("|").split("|")] for line in table.splitlines())
-    shown = {
-        (task, name.strip("`")): entry
-        for name, *entries in rows
-        for task, entry in zip(tasks, entries, strict=True)
-        if entry
-    }
-    files = {tuple(path.stem.split("_")): path for path in (ROOT / "benchmarks/results/returns/laptop").glob("*.csv")}
-    assert set(shown) == set(files)
-    for cell, path in files.items():
-        with path.open() as file:
-            last = {row["seed"]: float(row["return_mean"]) for row in csv.DictReader(file)}  # the last row of each seed
-        np.testing.assert_allclose(
-            float(shown[cell].split()[0]), scipy.stats.trim_mean(list(last.values()), 0.25), atol=0.051, err_msg=cell
-        )
+    assert table(README, "returns") == figures.returns_table()
+    files = [path.stem for path in (ROOT / "benchmarks/results/returns/laptop").glob("*.csv")]
+    assert {file.split("_")[1] for file in files} <= set(figures.METHODS)
+    assert {file.split("_")[0] for file in files} <= set(figures.TASKS)
+
+
+def test_the_speed_of_the_guide_is_that_of_the_raw_files():
+    assert table(SPEED, "speed") == figures.speed_table()
+    assert table(SPEED, "solvers") == figures.solver_table()
+    for line in figures.speed_table()[2:]:
+        assert (figures.RESULTS / line.split("`")[-2]).is_file()
+
+
+def test_the_speed_of_the_readme_is_part_of_that_of_the_guide():
+    heading, ruler, *rows = table(README, "speed")
+    assert [heading, ruler] == figures.speed_table()[:2]
+    assert set(rows) <= set(figures.speed_table())
+
+
+def test_the_figures_in_sentences_are_in_the_tables():
+    """Figures with two decimals, as those of a ratio are."""
+    known = " ".join([*figures.speed_table(), *figures.solver_table()])
+    for path in (README, SPEED):
+        prose = re.sub(r"^\|.*$", "", path.read_text(), flags=re.MULTILINE)
+        for figure in re.findall(r"(?<![\d.])\d\.\d\d(?![\d.])", prose):
+            if figure not in ("3.11", "3.12", "3.13"):  # versions of Python
+                assert figure in known, f"{figure} in {path.name}"
+
+
+def test_the_machine_and_the_versions_are_those_of_the_raw_files():
+    paths = [line.split("`")[-2] for line in figures.speed_table()[2:]]
+    measured = [content for path in paths if "machine" in (content := figures.raw(path))]
+    assert len(measured) > 10
+    for content in measured:
+        assert content["machine"].startswith("Linux")
+        assert "x86_64" in content["machine"]
+        assert (content["cores"], content["device"]) == (2, "cpu")
+        for package in ("gorl", "jax", "equinox", "diffrax", "mujoco-mjx", "brax"):
+            for document in (README, SPEED):
+                assert f"{package} {content[package]}" in " ".join(document.read_text().split()), package
+
+
+def test_the_readme_is_short():
+    assert len(README.read_text().splitlines()) <= 200

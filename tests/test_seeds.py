@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import gorl
+from gorl._iterate import state_shapes
 
 
 @pytest.fixture(scope="module")

@@ -367,13 +367,13 @@ def test_a_run_finished_early_has_the_evaluations_so_far(tiny, watched):
 
 
 @pytest.fixture(scope="module")
-def seed_sharding(tiny, keys):
+def sharded(tiny, keys):
     """The chunks of a run over two seeds on two devices."""
     return list(gorl.iterate(tiny, keys[:2]))
 
 
-def test_each_device_has_seeds_of_its_own(seed_sharding):
-    for _, state in seed_sharding:
+def test_each_device_has_seeds_of_its_own(sharded):
+    for _, state in sharded:
         for leaf in jax.tree.leaves(state):
             assert [shard.data.shape for shard in leaf.addressable_shards] == [(1, *leaf.shape[1:])] * 2
 
@@ -383,10 +383,10 @@ def on_one_device(tree):
     return jax.device_put(tree, jax.local_devices()[0])
 
 
-def test_seeds_on_several_devices_are_those_on_one(seed_sharding, watched_together, assert_same):
+def test_seeds_on_several_devices_are_those_on_one(sharded, watched_together, assert_same):
     # Measured: bit-identical. Only the compiler says so, therefore the tolerance.
     first_two = jax.tree.map(lambda leaf: leaf[:2], watched_together[-1][1])
-    assert_same(on_one_device(seed_sharding[-1][1]), first_two, rtol=1e-4, atol=1e-5)
+    assert_same(on_one_device(sharded[-1][1]), first_two, rtol=1e-4, atol=1e-5)
 
 
 def test_gpus_have_their_seeds_side_by_side(tiny, keys, assert_same):
@@ -398,15 +398,15 @@ def test_gpus_have_their_seeds_side_by_side(tiny, keys, assert_same):
     assert_same(seed(gorl.finish(config, state), 1), single, rtol=1e-4, atol=1e-5)
 
 
-def test_a_run_on_several_devices_continues_bit_identically_from_every_state(tiny, seed_sharding, assert_same):
-    assert_continues_from_anywhere(tiny, seed_sharding, assert_same)
+def test_a_run_on_several_devices_continues_bit_identically_from_every_state(tiny, sharded, assert_same):
+    assert_continues_from_anywhere(tiny, sharded, assert_same)
 
 
-def test_a_run_that_was_on_one_device_goes_back_to_several(tiny, seed_sharding, assert_same):
-    _, after = next(gorl.iterate(tiny, on_one_device(seed_sharding[9][1])))
-    assert_same(after, seed_sharding[10][1])
+def test_a_run_that_was_on_one_device_goes_back_to_several(tiny, sharded, assert_same):
+    _, after = next(gorl.iterate(tiny, on_one_device(sharded[9][1])))
+    assert_same(after, sharded[10][1])
     # Anywhere else it would have been compiled for that, too.
-    assert after.key.sharding == seed_sharding[10][1].key.sharding
+    assert after.key.sharding == sharded[10][1].key.sharding
 
 
 def test_a_batch_in_the_config_goes_where_its_seeds_are(tiny, keys):
@@ -416,8 +416,8 @@ def test_a_batch_in_the_config_goes_where_its_seeds_are(tiny, keys):
     assert state.diverged_at.tolist() == [-1, 1]
 
 
-def test_the_result_is_on_one_device(tiny, seed_sharding):
-    result = gorl.finish(tiny, seed_sharding[-1][1])
+def test_the_result_is_on_one_device(tiny, sharded):
+    result = gorl.finish(tiny, sharded[-1][1])
     assert all(len(leaf.devices()) == 1 for leaf in jax.tree.leaves(result))
     returns = gorl.evaluate(tiny.env, seed(result.policy, 1), jax.random.key(0), num_episodes=2)
     assert len(returns.devices()) == 1
@@ -687,8 +687,8 @@ def test_each_seed_keeps_its_own_best(tiny, watched_together):
 def test_the_policy_in_the_result_earns_what_the_result_says(tiny, plain):
     # Other episodes, but of the same policy: their means are apart by a few standard errors at most.
     returns = gorl.evaluate(tiny.env, plain[0].policy, jax.random.key(5), num_episodes=256)
-    seed_sharding = float(jnp.std(returns))
-    assert abs(float(jnp.mean(plain[0].returns)) - float(jnp.mean(returns))) < 4 * seed_sharding / 2
+    sharded = float(jnp.std(returns))
+    assert abs(float(jnp.mean(plain[0].returns)) - float(jnp.mean(returns))) < 4 * sharded / 2
 
 
 def test_an_evaluation_that_is_nan_never_becomes_the_best(tiny, watched, assert_same):

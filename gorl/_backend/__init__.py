@@ -1,4 +1,4 @@
-"""What only makes a run faster: delete it, and results change by rounding only."""
+"""Everything that only makes a run faster. Without it, results change by rounding only."""
 
 from ._batching import (
     longest_axis as longest_axis,

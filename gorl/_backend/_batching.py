@@ -1,8 +1,8 @@
-"""Large computations a block at a time, so that on a CPU what is worked on stays in its cache.
+"""Large computations in blocks that fit a CPU's cache.
 
-The gradient of a large batch otherwise spends up to half of its time on waiting for memory: every layer writes what it
-made of the whole batch, and the way back reads it again. Anything but a CPU gets everything at once. Which it is, JAX's
-default backend says as a program is traced; where that is not what it runs on, it is slower and no less right.
+Without blocks the gradient of a large batch waits for memory up to half of its time: every layer writes its output for
+the whole batch, and the backward pass reads it again. Other devices get the whole batch at once. JAX's default backend
+decides when a program is traced; if it then runs on another device, it is slower but just as correct.
 """
 
 from collections.abc import Callable
@@ -14,12 +14,12 @@ import jax.numpy as jnp
 from jax.extend.core import jaxpr_as_fun
 from jaxtyping import Array, PyTree, Shaped
 
-# What the widest layer makes of one block: a mebibyte of 32-bit floats, which is what a core's own cache holds.
+# Numbers in the output of the widest layer for one block: a mebibyte of 32-bit floats, the size of a core's own cache.
 _BLOCK_SIZE = 2**18
 
 
 def on_cpu() -> bool:
-    """Whether this program is going to run on a CPU."""
+    """Whether the program that is being traced will run on a CPU."""
     return jax.default_backend() == "cpu"
 
 
@@ -33,14 +33,14 @@ def mean_gradient(
 
     **Arguments:**
 
-    - `loss`: of what is trained and of some of the rows: a mean over these rows, and a tree of further means.
-    - `trainable`: what the gradient is taken by.
+    - `loss`: a function of `trainable` and of some rows; returns a mean over these rows, and a tree of further means.
+    - `trainable`: the parameters.
     - `rows`: arrays with an axis of rows in front.
-    - `row_size`: how many numbers the widest layer makes of one row.
+    - `row_size`: the width of the widest layer.
 
     **Returns:**
 
-    The gradient, and the further means. How a CPU cuts the rows changes neither, except by rounding.
+    The gradient, and the further means. The blocks change both by rounding only.
     """
 
     def gradient(rows: PyTree) -> tuple[PyTree, PyTree]:
@@ -62,9 +62,9 @@ def mean_gradient(
 
 
 def sequential_vmap(function: Callable[..., PyTree]) -> Callable[..., PyTree]:
-    """A function of arrays and modules of which a CPU computes what `vmap` asks for one after the other.
+    """Wraps `function` so that `vmap` runs it sequentially on a CPU.
 
-    Side by side they would have to share its cache, and each would wait for the longest loop of any of them.
+    In parallel, the instances would share the cache, and each would wait for the longest loop of all.
     """
     if not on_cpu():
         return function
@@ -76,7 +76,7 @@ def sequential_vmap(function: Callable[..., PyTree]) -> Callable[..., PyTree]:
         def flat(*leaves: Array) -> PyTree:
             return function(*eqx.combine(jax.tree.unflatten(structure, leaves), static))
 
-        # Traced here, as it would be traced again for the loop.
+        # Traced here, so that it is not traced again for the loop.
         program, returned = jax.make_jaxpr(flat, return_shape=True)(*leaves)
         results = jax.custom_batching.sequential_vmap(jaxpr_as_fun(program))(*leaves)
         return jax.tree.unflatten(jax.tree.structure(returned), results)
@@ -93,7 +93,7 @@ def map_rows(
 
     - `function`: of one row.
     - `rows`: arrays with an axis of rows in front.
-    - `row_size`: how many numbers the widest layer makes of one row.
+    - `row_size`: the width of the widest layer.
     """
     num_rows = jax.tree.leaves(rows)[0].shape[0]
     rows_in_block = max(1, _BLOCK_SIZE // row_size)
@@ -103,12 +103,12 @@ def map_rows(
 
 
 def longest_axis(parameters: PyTree) -> int:
-    """As many numbers as the widest layer of any network with these parameters makes of one row, or a few more."""
+    """The width of the widest layer of any network with these parameters, or a little more."""
     return max((size for leaf in jax.tree.leaves(parameters) for size in leaf.shape), default=1)
 
 
 def _num_blocks(num_rows: int, row_size: int) -> int:
-    """Into how many equal blocks the rows are cut: so many that each fits, or a few more if they do not divide."""
+    """The number of equal blocks: enough that each fits the cache, or a few more so that it divides the rows."""
     needed = -(-num_rows * row_size // _BLOCK_SIZE)
     fitting = (number for number in range(needed, min(2 * needed, num_rows) + 1) if num_rows % number == 0)
     return next(fitting, 1)

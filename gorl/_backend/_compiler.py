@@ -1,4 +1,4 @@
-"""Compiling in the background what is going to be run, while what comes before it already runs."""
+"""Compilation in the background, while earlier programs already run."""
 
 import concurrent.futures
 import threading
@@ -13,19 +13,19 @@ class Lowered(Protocol):
 
 
 class BackgroundCompiler:
-    """Programs that are being compiled, in the order in which they will be needed; a context manager.
+    """A context manager that compiles programs in the order in which they will be needed.
 
-    It only warms the cache that a call of the jitted function looks into. Whoever calls it without waiting, or under
-    another configuration of JAX than other threads have, compiles for itself.
+    It only fills the cache of the jitted functions. A call that does not wait, or that has another configuration of JAX
+    than other threads, compiles for itself.
 
     **Arguments:**
 
-    - `programs`: how each of them is traced.
+    - `programs`: functions that trace each of them.
     """
 
     def __init__(self, programs: Mapping[Any, Callable[[], Lowered]]):
-        # Python traces one at a time. Taking turns has the first one done first; XLA compiles the one that was traced
-        # beside the tracing of the next, and has little to do for more than two cores.
+        # Python traces one program at a time, so the lock lets the first one finish first. XLA compiles it while the
+        # next one is traced. More than two threads would hardly help.
         self._tracing = threading.Lock()
         self._pool = concurrent.futures.ThreadPoolExecutor(max_workers=2, thread_name_prefix="gorl-compiling")
         self._compiling = {name: self._pool.submit(self._compile, lower) for name, lower in programs.items()}
@@ -37,13 +37,13 @@ class BackgroundCompiler:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def wait(self, name: Hashable) -> None:
-        """Waits for one of the programs. Raises what went wrong with any of them, as soon as that is known."""
+        """Waits for one program. An error in any of them is raised as soon as it is known."""
         for other, compiling in self._compiling.items():
             if other == name or compiling.done():
                 compiling.result()
 
     def wait_for_all(self) -> None:
-        """Waits for every program, and raises what went wrong with any of them."""
+        """Waits for all programs, and raises the error of any of them."""
         for compiling in self._compiling.values():
             compiling.result()
 

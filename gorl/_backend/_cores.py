@@ -1,4 +1,4 @@
-"""How many cores there are. Imports nothing but Python, as the command line asks before it imports JAX."""
+"""The number of cores. It imports only Python, as the command line needs it before it imports JAX."""
 
 import math
 import os
@@ -8,11 +8,11 @@ _CGROUPS = pathlib.Path("/sys/fs/cgroup")
 
 
 def num_cores(cgroups: pathlib.Path = _CGROUPS) -> int:
-    """How many cores this process may use: its affinity mask, or what the quota of its container comes to.
+    """The number of cores that this process may use: its affinity mask, or the quota of its container.
 
     **Arguments:**
 
-    - `cgroups`: where Linux says what the quota is.
+    - `cgroups`: the directory of Linux's control groups.
     """
     # An affinity mask is what a cluster allots; macOS and Windows have none.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -20,7 +20,7 @@ def num_cores(cgroups: pathlib.Path = _CGROUPS) -> int:
 
 
 def _quota(cgroups: pathlib.Path) -> float:
-    """Cores' worth of time that a container gets, by version 2 or 1 of cgroups; infinite where nothing limits it."""
+    """The cores of a container's quota, by version 2 or 1 of cgroups; very many without a quota."""
     try:
         if (both := cgroups / "cpu.max").exists():
             quota, period = both.read_text().split()

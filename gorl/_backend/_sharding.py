@@ -1,4 +1,4 @@
-"""Seeds side by side on several devices: GPUs, or the cores of a CPU that JAX was told to take for devices."""
+"""Sharding of seeds over devices: GPUs, or the cores of a CPU (`jax_num_cpu_devices`)."""
 
 from collections.abc import Callable
 
@@ -15,7 +15,7 @@ AXIS = "seeds"
 def seed_sharding(num_seeds: int) -> NamedSharding | None:
     """Sharding of the seeds over the local devices: the largest number of devices that divides them.
 
-    `None` if that is one, and where `jax.default_device` says which one it has to be.
+    `None` if that is one, or if `jax.default_device` is set.
     """
     devices = jax.local_devices()
     if num_seeds < 2 or jax.config.jax_default_device is not None:  # pyright: ignore[reportAttributeAccessIssue]
@@ -27,7 +27,7 @@ def seed_sharding(num_seeds: int) -> NamedSharding | None:
 def map_seeds(function: Callable[[PyTree, PyTree], PyTree], num_seeds: int, mapped: PyTree, shared: PyTree) -> PyTree:
     """`jax.vmap(function, in_axes=(0, None))(mapped, shared)`, sharded over the local devices.
 
-    On a CPU each device takes its seeds one after the other: side by side they would compete for its cache.
+    On a CPU each device runs its seeds sequentially, as they would compete for its cache.
 
     **Arguments:**
 
@@ -52,5 +52,5 @@ def map_seeds(function: Callable[[PyTree, PyTree], PyTree], num_seeds: int, mapp
 
 
 def num_devices_of_program() -> int:
-    """On how many devices the program that is being traced is going to run."""
+    """The number of devices that the program that is being traced will run on."""
     return max(1, jax.sharding.get_abstract_mesh().size)

@@ -1,4 +1,4 @@
-"""The order in which learners go through what they learn from."""
+"""Random permutations for minibatches."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ _MAX_TIED = 64
 
 
 def shuffle(key: RandomKey, size: int) -> Int[Array, " size"]:
-    """The numbers below `size` in a random order, for minibatches to be cut from.
+    """The numbers below `size` in a random order, to be cut into minibatches.
 
     Sorts random numbers whose lowest bits are the positions, which on a CPU takes a tenth of the time of
     `jax.random.permutation`: that sorts twice, and carries the positions along. Where the random bits are the same, in

@@ -1,4 +1,4 @@
-"""What a decoder is."""
+"""The interface of decoders."""
 
 import abc
 
@@ -10,8 +10,7 @@ from .._types import RandomKey
 
 
 class AbstractDecoder(eqx.Module):
-    """A conditional generative model of actions: given an observation, it carries N(0, I) to the actions it was fitted
-    to.
+    """A conditional generative model of actions. Given an observation, it maps N(0, I) to the actions of its dataset.
 
     Both methods are unbatched; `vmap` outside. The actions here are the ones before `tanh`.
     """
@@ -20,7 +19,7 @@ class AbstractDecoder(eqx.Module):
     def decode(
         self, observation: Float[Array, " observation"], latent: Float[Array, " action"]
     ) -> Float[Array, " action"]:
-        """The action that `latent` stands for at `observation`; deterministic."""
+        """Maps a latent to an action; deterministic."""
 
     @abc.abstractmethod
     def loss(
@@ -30,15 +29,15 @@ class AbstractDecoder(eqx.Module):
         action: Float[Array, " action"],
         key: RandomKey,
     ) -> Float[Array, ""]:
-        """How badly the model carries `latent` to `action` at `observation`.
+        """The loss of mapping `latent` to `action` at `observation`.
 
-        Whoever fits decides where latents come from: from N(0, I), whatever the action, in GoRL. `key` decides anything
-        else that is random.
+        In GoRL the latent is sampled from N(0, I), independently of the action. `key` decides everything else that is
+        random.
         """
 
 
 class AbstractDecoderConfig(eqx.Module):
-    """The hyperparameters of a kind of decoder. A new kind subclasses this and `AbstractDecoder` in a file."""
+    """The hyperparameters of a kind of decoder. A new kind subclasses this and `AbstractDecoder` in one file."""
 
     @abc.abstractmethod
     def init(self, statistics: RunningStatistics, action_size: int, key: RandomKey) -> AbstractDecoder:
@@ -53,4 +52,4 @@ class AbstractDecoderConfig(eqx.Module):
 
     @abc.abstractmethod
     def check(self) -> None:
-        """Checks what the declared range of each single field cannot say; raises `gorl.InputError`."""
+        """Checks what the declared ranges of single fields cannot; raises `gorl.InputError`."""

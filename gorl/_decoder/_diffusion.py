@@ -1,6 +1,6 @@
 """Diffusion: a noise predictor fitted by DDPM's regression, sampled deterministically from the latent."""
 
-from typing import Any
+from typing import Any, final
 
 import equinox as eqx
 import jax
@@ -18,8 +18,9 @@ from ._base import AbstractDecoder, AbstractDecoderConfig
 from ._schedule import NoiseSchedule
 
 
+@final
 class DiffusionDecoder(AbstractDecoder):
-    """Carries a latent, taken for the point of most noise, to an action by integrating the probability-flow ODE.
+    """Maps a latent, as the point of most noise, to an action by the probability-flow ODE.
 
     With `x` the point, the variables `y = x/sqrt(ᾱ)` and `s = sqrt((1 - ᾱ)/ᾱ)` turn that equation into
     `dy/ds = noise(x, t)`. An Euler step of it is a step of DDIM, so that DDIM is what `diffrax.Euler()` does here, and
@@ -27,8 +28,8 @@ class DiffusionDecoder(AbstractDecoder):
 
     **Arguments:**
 
-    - `noise`: the field that predicts the noise in a point.
-    - `statistics`: those of the observations it was fitted to.
+    - `noise`: predicts the noise in a point.
+    - `statistics`: statistics of the observations that it was fitted to.
     - `schedule`: of the noise.
     - `integrator`: how the equation is integrated; without a controller, in steps whose times are equally spaced, of
         which the last ends where there is no noise left.
@@ -93,6 +94,7 @@ def _schedule_kind(kind: Any) -> Any:
         raise InputError(f"decoder.schedule must be a name or the values of ᾱ at the levels, not {kind!r}.") from error
 
 
+@final
 class Diffusion(AbstractDecoderConfig):
     """A diffusion decoder, with the values of the GoRL paper.
 

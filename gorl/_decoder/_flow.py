@@ -1,5 +1,7 @@
 """Flow matching: a velocity field fitted to straight paths from noise to actions, integrated by diffrax."""
 
+from typing import final
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -15,14 +17,15 @@ from .._types import RandomKey, Real
 from ._base import AbstractDecoder, AbstractDecoderConfig
 
 
+@final
 class FlowDecoder(AbstractDecoder):
-    """Carries a latent at time 0 to an action at time 1 along a learned velocity field.
+    """Maps a latent at time 0 to an action at time 1 along a learned velocity field.
 
     **Arguments:**
 
     - `velocity`: the field.
-    - `statistics`: those of the observations it was fitted to.
-    - `integrator`: how the field is followed; without a controller, in equal steps.
+    - `statistics`: statistics of the observations that it was fitted to.
+    - `integrator`: integrates the field; without a controller, in equal steps.
 
     ??? cite "Reference"
 
@@ -54,6 +57,7 @@ class FlowDecoder(AbstractDecoder):
         return jnp.mean((predicted - (action - latent)) ** 2)
 
 
+@final
 class FlowMatching(AbstractDecoderConfig):
     """A flow-matching decoder, with the values of the GoRL paper.
 

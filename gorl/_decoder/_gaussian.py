@@ -1,4 +1,6 @@
-"""A Gaussian decoder: not expressive at all, to see what staging alone does."""
+"""A Gaussian decoder, which shows what stages alone do."""
+
+from typing import final
 
 import equinox as eqx
 from jaxtyping import Array, Float
@@ -12,13 +14,14 @@ from .._types import RandomKey
 from ._base import AbstractDecoder, AbstractDecoderConfig
 
 
+@final
 class GaussianDecoder(AbstractDecoder):
     """Shifts and scales the latent by a mean and a standard deviation that depend on the observation.
 
     **Arguments:**
 
-    - `network`: says both.
-    - `statistics`: those of the observations it was fitted to.
+    - `network`: outputs both.
+    - `statistics`: statistics of the observations that it was fitted to.
     """
 
     network: eqx.nn.MLP
@@ -45,6 +48,7 @@ class GaussianDecoder(AbstractDecoder):
         return -log_density(action, mean, std) / action.size
 
 
+@final
 class Gaussian(AbstractDecoderConfig):
     """A Gaussian decoder, fitted by maximum likelihood: the paper's ablation of the generative model.
 

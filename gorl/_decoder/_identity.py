@@ -1,4 +1,6 @@
-"""The identity: the latent is the action. With it, GoRL is plain Gaussian PPO."""
+"""The identity: the latent is the action. With it, GoRL with PPO is plain Gaussian PPO."""
+
+from typing import final
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -8,6 +10,7 @@ from .._types import RandomKey
 from ._base import AbstractDecoder, AbstractDecoderConfig
 
 
+@final
 class IdentityDecoder(AbstractDecoder):
     """Returns the latent as the action. There is nothing to fit."""
 
@@ -28,8 +31,9 @@ class IdentityDecoder(AbstractDecoder):
         return jnp.zeros(())
 
 
+@final
 class Identity(AbstractDecoderConfig):
-    """No decoder: the encoder acts on the environment itself. For runs of one stage."""
+    """No decoder: latents are actions. For runs of one stage."""
 
     def init(self, statistics: RunningStatistics, action_size: int, key: RandomKey) -> IdentityDecoder:
         return IdentityDecoder()

@@ -37,7 +37,7 @@ def environments() -> dict[str, tuple[int, int]]:
 
 
 def family(name: str) -> str:
-    """Where the environment called `name` comes from."""
+    """The package that the environment `name` comes from."""
     if name in _playground.TASKS:
         return "MuJoCo Playground"
     if name in _brax.TASKS:
@@ -51,7 +51,7 @@ def load_environment(config: EnvConfig) -> EpisodicEnv:
     **Raises:**
 
     `gorl.InputError` for an unknown name or option (with the nearest ones), for an environment whose observation is
-    not a vector of finite numbers, and where JAX is to compute in 64 bits.
+    not a vector of finite numbers, and when JAX computes in 64 bits.
     """
     check_options(config)
     if jax.config.jax_enable_x64:  # pyright: ignore[reportAttributeAccessIssue]
@@ -63,7 +63,7 @@ def load_environment(config: EnvConfig) -> EpisodicEnv:
 
 
 def scene(env: Environment) -> Scene:
-    """How an environment is drawn.
+    """The scene that draws an environment.
 
     **Raises:**
 
@@ -100,15 +100,15 @@ def check_options(config: EnvConfig) -> None:
             raise _without_mujoco(config)
 
 
-# What it forgets is only loaded again: what has been compiled goes by what an environment was loaded from.
+# An environment that is dropped from the cache is loaded again. Compiled code stays valid, as its key is the origin.
 @functools.lru_cache(maxsize=16)
 def _load(config: EnvConfig, platform: str) -> EpisodicEnv:
-    # The platform is part of the cache's key: the physics that suits one device does not suit another.
+    # The platform is part of the cache's key, as each has physics of its own.
     name = config.name
     sizes = environments().get(name) if isinstance(name, str) else None
-    # What JAX may combine in an environment: in one of one's own what the program says, in the others anything.
+    # Environments that are shipped need JAX's usual rules of promotion; a user's own obeys those of the program.
     rules = contextlib.nullcontext if sizes is None else usual_promotion
-    # Constants made here are kept, so they must not belong to a trace that happens to be running.
+    # The cache keeps constants that are made here, so they must not belong to a running trace.
     with jax.ensure_compile_time_eval(), rules():
         if name in _playground.TASKS:
             env = _playground.load(config)
@@ -129,7 +129,7 @@ def _load(config: EnvConfig, platform: str) -> EpisodicEnv:
 
 
 def _simulated(env: Any, config: EnvConfig) -> Any:
-    """An environment of one's own, simulated by the implementation that `config` asks for."""
+    """A user's environment, simulated by the implementation that `config` asks for."""
     if isinstance(env, MujocoEnv):
         return env.by(config.implementation)
     if _playground.is_task(env):
@@ -147,8 +147,8 @@ def _without_mujoco(config: EnvConfig) -> InputError:
 
 
 class _Loaded:
-    """An environment that compares and hashes by what it was loaded from, so that it can be static whatever it is made
-    of, and that what was compiled for it serves when it is loaded again."""
+    """An environment that compares and hashes by its origin. It can be static whatever it consists of, and compiled
+    code stays valid when it is loaded again."""
 
     def __init__(
         self,
@@ -158,7 +158,7 @@ class _Loaded:
     ):
         self.whole = env
         self._origin, self._rules = origin, rules
-        # Traced once, for an episode's start, which looks at its types, and its step: tracing physics takes seconds.
+        # Traced once, for the start of an episode, which needs its types, and for its step: tracing takes seconds.
         self.step = jax.jit(self._step)
 
     def __eq__(self, other: object) -> bool:
@@ -193,7 +193,7 @@ def _made(name: str) -> Any:
 
 
 def _checked(method: Any, name: str) -> Any:
-    """A method of an environment, which says in a sentence if JAX cannot look into the state that it returns."""
+    """Wraps a method of an environment. A state that is no pytree raises an `InputError`."""
 
     def call(*arguments: Any) -> Any:
         state = method(*arguments)
@@ -212,14 +212,14 @@ def _checked(method: Any, name: str) -> Any:
 
 
 def _check(env: Any, name: str) -> tuple[int, int]:
-    """Checks an environment that is not one of those shipped: one reset and one step, looked at closely.
+    """Checks a user's environment by one reset and one step.
 
     **Returns:**
 
     The sizes of its observations and actions.
     """
     sizes = _size(env, name, "observation_size"), _size(env, name, "action_size")
-    # Shapes first, by tracing: compiling the physics can take a minute.
+    # Shapes first, by tracing, as compiling the physics can take a minute.
     reset, step = (jax.jit(_checked(getattr(env, method), f"{name}.{method}")) for method in ("reset", "step"))
     state = jax.eval_shape(reset, jax.random.key(0))
     for part in ("obs", "reward", "done"):
@@ -250,7 +250,7 @@ def _check(env: Any, name: str) -> tuple[int, int]:
 
 
 def _size(env: Any, name: str, part: str) -> int:
-    """A size that an environment says it has, which can take a run of its physics to find out."""
+    """A size that an environment declares. The property may simulate to find it out."""
     size = getattr(env, part)
     try:
         number = operator.index(size)

@@ -1,4 +1,4 @@
-"""What an environment is, and how one is named."""
+"""The interface of environments, and their configuration."""
 
 import dataclasses
 from typing import Any, Protocol, runtime_checkable
@@ -10,7 +10,7 @@ from .._hyperparameters import static_field
 
 @runtime_checkable
 class Environment(Protocol):
-    """The shape that Brax's and MuJoCo Playground's environments share; an object with it can be trained on.
+    """The interface that Brax's and MuJoCo Playground's environments share. Any object with it can be trained on.
 
     Both methods are pure functions of one environment: GoRL applies `jax.vmap`, the time limit and the resets.
 
@@ -36,7 +36,7 @@ class Environment(Protocol):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Instance:
-    """Holds an environment that has no name. Compares by identity, as the object inside may not be hashable."""
+    """An environment without a name. It compares by identity, as the environment may not be hashable."""
 
     value: Any
 
@@ -55,7 +55,7 @@ def _hold(value: Any) -> "str | _Instance":
 
 
 class EnvConfig(eqx.Module):
-    """Which environment, and what an episode of it is.
+    """An environment and its episodes.
 
     **Arguments:**
 

@@ -46,7 +46,7 @@ def load(config: EnvConfig) -> Any:
 
 
 def scene(env: Any) -> Scene | None:
-    """How to draw an environment of Brax, whatever its physics; `None` if it is none of Brax's."""
+    """The scene of an environment of Brax with any physics; `None` for any other."""
     if not hasattr(env, "sys") or not hasattr(env, "dt"):
         return None
     # Brax holds its time step in single precision: 0.05 is 0.049999997.

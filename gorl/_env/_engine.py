@@ -39,7 +39,7 @@ _STATE = (
     "userdata",
     "plugin_state",
 )
-# Of MJX's data, what MuJoCo computes only when asked for inverse dynamics.
+# Fields of MJX's data that MuJoCo computes only for inverse dynamics.
 _NOT_COMPUTED = ("qfrc_inverse",)
 _TARGET = "gorl_mujoco"
 _BAD = [
@@ -60,7 +60,7 @@ DERIVED = tuple(
 
 
 class NotHandedBack(np.lib.mixins.NDArrayOperatorsMixin):
-    """Stands in MJX's data for what MuJoCo's engine does not hand back. Whatever is done with it says so."""
+    """A field of MJX's data that MuJoCo's engine does not return. Any use of it raises an error that says so."""
 
     def __init__(self, name: str):
         object.__setattr__(self, "_name", name)
@@ -95,7 +95,7 @@ class Engine:
     **Arguments:**
 
     - `model`: MuJoCo's model. It is copied.
-    - `derived`: the names of the derived quantities that are handed back.
+    - `derived`: the names of the derived quantities that are returned.
     """
 
     def __init__(self, model: Any, derived: Iterable[str]):
@@ -119,15 +119,15 @@ class Engine:
         self._key = _simulator_of(model, int(self._ends[-1]), list(self._outputs))
 
     def make_data(self) -> mjx.Data:
-        """The model's default state, nothing derived."""
+        """The model's default state, with nothing derived."""
         return jax.tree.map(jnp.asarray, self._default)
 
     def forward(self, data: mjx.Data) -> mjx.Data:
-        """Derives everything from the state as it is."""
+        """Derives all quantities from the state."""
         return self.step(data, 0)
 
     def step(self, data: mjx.Data, num_steps: int) -> mjx.Data:
-        """Moves on by so many physics steps. As under MJX, what is derived is so from the state before the last."""
+        """Takes physics steps. As in MJX, derived quantities belong to the state before the last step."""
         row = jnp.concatenate([jnp.ravel(jnp.asarray(getattr(data, name), jnp.float32)) for name in _STATE])
         changed, *results = _host.call(
             _TARGET,
@@ -143,7 +143,7 @@ class Engine:
 
 
 class _Simulator:
-    """Steps any number of simulations of a model, in any number of threads at once."""
+    """Steps any number of simulations of a model, in any number of threads."""
 
     def __init__(self, model: Any, num_changing: int, outputs: list[str]):
         self._model, self._num_changing, self._outputs = model, num_changing, outputs
@@ -151,7 +151,7 @@ class _Simulator:
         self._lock = threading.Lock()
 
     def run(self, rows: np.ndarray, outputs: list[np.ndarray], num_steps: int, num_threads: int) -> None:
-        """Steps every simulation from a state of its own; with no steps, only derives what follows from the state."""
+        """Steps every simulation from its own state; with no steps, only derives quantities from it."""
         num_simulations = math.prod(rows.shape[:-1])
         key = (num_simulations, min(num_threads, num_simulations))
         with self._lock:
@@ -167,13 +167,13 @@ class _Simulator:
             _used(self)
 
     def forget_idle(self) -> None:
-        """Frees what simulations hold, which the next run makes again."""
+        """Frees the simulations, which the next call makes again."""
         with self._lock:
             self._idle = {}
 
 
 class _Simulations:
-    """A batch with its arrays at hand. No two threads may use it at once."""
+    """A batch and its arrays. Only one thread may use it at a time."""
 
     def __init__(self, batch: Batch, num_changing: int, outputs: list[str]):
         self._batch = batch
@@ -183,7 +183,7 @@ class _Simulations:
         rows = rows.reshape(self._batch.state.shape)
         self._batch.state[...] = rows
         failed = np.zeros(self._batch.nsim, bool)
-        if not np.isfinite(rows.sum()):  # which is cheaper than a look at each number
+        if not np.isfinite(rows.sum()):  # cheaper than a test of each number
             failed |= ~np.isfinite(rows).all(axis=1)
         self._batch.warning[...] = 0
         with without_warnings():
@@ -196,16 +196,16 @@ class _Simulations:
                 failed[error.ids] = True
         if self._batch.warning.any():
             failed |= self._batch.warning[:, _BAD].any(axis=(1, 2))
-        with np.errstate(over="ignore"):  # the engine's numbers reach further than those that go back
+        with np.errstate(over="ignore"):  # the engine computes in double precision
             for view, values in zip(self._outputs, outputs, strict=True):
                 values[...] = view.reshape(values.shape)
         if failed.any():
-            # As under MJX, where what is not a number any more spreads to everything.
+            # As in MJX, where a NaN spreads to everything.
             for values in outputs:
                 values.reshape(len(failed), -1)[failed] = np.nan
 
 
-# Programs may ask for any simulator for ever, but it is simulations that take much memory: those of the last few stay.
+# Programs may ask for any simulator at any time, but simulations take much memory: only those of the last few stay.
 _MOST_WARM = 16
 _simulators: dict[int, _Simulator] = {}
 _warm: dict[_Simulator, None] = {}  # in the order of their use
@@ -213,7 +213,7 @@ _simulators_lock = threading.Lock()
 
 
 def _used(simulator: _Simulator) -> None:
-    """Takes note of the use of a simulator, and frees the simulations of the one that was used longest ago."""
+    """Records the use of a simulator, and frees the simulations of the least recently used one."""
     with _simulators_lock:
         _warm.pop(simulator, None)
         _warm[simulator] = None
@@ -225,9 +225,9 @@ def _used(simulator: _Simulator) -> None:
 
 
 def _simulator_of(model: Any, num_changing: int, outputs: list[str]) -> int:
-    """The key by which programs find the simulator of a model: the same in every process, as programs are cached."""
+    """The key of a model's simulator in programs. It is the same in every process, as programs are cached."""
     model = copy.copy(model)
-    # A simulation that blew up is not to begin again by itself.
+    # A simulation that blew up must not reset itself.
     model.opt.disableflags |= int(mujoco.mjtDisableBit.mjDSBL_AUTORESET)  # pyright: ignore[reportAttributeAccessIssue]
     content = np.empty(mujoco.mj_sizeModel(model), np.uint8)  # pyright: ignore[reportAttributeAccessIssue]
     mujoco.mj_saveModel(model, None, content)  # pyright: ignore[reportAttributeAccessIssue]
@@ -246,11 +246,11 @@ def _simulate(attributes: dict[str, int], inputs: list[np.ndarray], outputs: lis
 
 
 def default_data(model: Any, derived: Iterable[str]) -> mjx.Data:
-    """MJX's data of a model in its default state, with these derived quantities and nothing else that is derived."""
+    """MJX's data of a model in its default state, with only these derived quantities."""
     others = {name: NotHandedBack(name) for name in (*DERIVED, *_NOT_COMPUTED, "_impl") if name not in derived}
     return jax.tree.map(np.asarray, mjx.make_data(model, impl="jax").replace(**others))
 
 
 def _num_threads() -> int:
-    """How many threads simulate for one device, of those that run the program that is being traced."""
+    """The number of threads that simulate for each device of the program that is being traced."""
     return max(1, num_cores() // num_devices_of_program())

@@ -1,4 +1,4 @@
-"""Episodes: the time limit, the action repeat and the restart, around any environment."""
+"""The time limit, the action repeat and the restart, around any environment."""
 
 import dataclasses
 from typing import Any
@@ -14,11 +14,18 @@ from .._types import RandomKey
 
 
 class EpisodeState(eqx.Module):
-    """One running episode."""
+    """The state of one episode.
+
+    **Attributes:**
+
+    - `state`: the environment's own state.
+    - `step_count`: control steps since the start.
+    - `done`: whether the episode has ended.
+    """
 
     state: PyTree
-    step_count: Int[Array, "*batch"]  # control steps since the start
-    done: Bool[Array, "*batch"]  # ended, and not restarted yet
+    step_count: Int[Array, "*batch"]
+    done: Bool[Array, "*batch"]
 
     @property
     def observation(self) -> Float[Array, "*batch observation"]:
@@ -27,7 +34,14 @@ class EpisodeState(eqx.Module):
 
 
 class StepResult(eqx.Module):
-    """What one action brought. At most one of `terminated` and `truncated` holds."""
+    """The result of one action.
+
+    **Attributes:**
+
+    - `reward`: the sum of the rewards of the control steps that the action was held for.
+    - `terminated`: whether the environment ended the episode.
+    - `truncated`: whether the time limit ended it, and the environment did not.
+    """
 
     reward: Float[Array, "*batch"]
     terminated: Bool[Array, "*batch"]
@@ -35,14 +49,14 @@ class StepResult(eqx.Module):
 
 
 class EpisodicEnv(eqx.Module):
-    """Episodes of one environment, as pure functions of one episode: `vmap` outside.
+    """An environment with a time limit and an action repeat, as pure functions of one episode: `vmap` outside.
 
     **Arguments:**
 
     - `env`: the environment.
     - `observation_size`, `action_size`: the lengths of its observations and actions.
     - `episode_length`: control steps until the time limit.
-    - `training_length`: the same for episodes that a learner gathers experience from.
+    - `training_length`: the same in training.
     - `action_repeat`: control steps for which each action is held.
     """
 
@@ -63,29 +77,29 @@ class EpisodicEnv(eqx.Module):
         """The same environment with the time limit of training."""
         return dataclasses.replace(self, episode_length=self.training_length)
 
-    # Tracing physics costs as much time as compiling it. Under a `jit` of its own each function is traced once, however
-    # many rollouts and evaluations it ends up in.
+    # Tracing physics takes as long as compiling it. Each function has a `jit` of its own, so it is traced once for all
+    # rollouts and evaluations.
     @eqx.filter_jit
     def start(self, key: RandomKey) -> EpisodeState:
-        """Starts an episode from a start state that `key` decides."""
-        # A weak type here and a strong one after a step would make every scan over episodes trace twice.
+        """Starts an episode; `key` decides its start state."""
+        # If the types of start and step differed, every scan over an episode would be traced twice.
         state = self._widened(jax.tree.map(_strong, self.env.reset(key)))
         return EpisodeState(state, jnp.zeros((), jnp.int32), jnp.zeros((), bool))
 
     @eqx.filter_jit
     def step(self, episode: EpisodeState, action: Float[Array, " action"]) -> tuple[EpisodeState, StepResult]:
-        """Takes one action. The episode that comes back has not been restarted, even if it is over."""
+        """Takes one action. An episode that is done is not restarted."""
 
         def control_step(carry: tuple[PyTree, Array], _: None) -> tuple[tuple[PyTree, Array], Array]:
             state, terminated = carry
             after = self.env.step(state, action)
-            # Where the reward of reset is an integer, that of a step need not be: take it as it is.
+            # The reward of `reset` may be an integer where that of `step` is not.
             reward, done = jnp.asarray(after.reward, jnp.float32), jnp.asarray(after.done, bool)
             after = jax.tree.map(lambda old, new: jax.lax.convert_element_type(new, old.dtype), state, after)
             if self.action_repeat > 1:  # an episode may terminate while an action is held
                 after = optax.tree.where(terminated, state, after)
                 reward = jnp.where(terminated, 0.0, reward)
-            # A simulation that blew up ends its episode; its last reward is as meaningless as its observation.
+            # A simulation that blew up ends its episode, and its last reward means nothing.
             reward = jnp.where(done & ~jnp.isfinite(reward), 0.0, reward)
             return (after, terminated | done), reward
 
@@ -100,7 +114,7 @@ class EpisodicEnv(eqx.Module):
         return EpisodeState(state, step_count, terminated | truncated), StepResult(reward, terminated, truncated)
 
     def _widened(self, state: PyTree) -> PyTree:
-        """`state` in the types that a state can have for good: of reset's and step's, the wider one of every field."""
+        """Converts every field of `state` to the wider of the types that `reset` and `step` give it."""
         action = jax.ShapeDtypeStruct((self.action_size,), jnp.float32)
         while True:
             after = jax.eval_shape(self.env.step, state, action)
@@ -110,14 +124,14 @@ class EpisodicEnv(eqx.Module):
             state = jax.tree.map(jax.lax.convert_element_type, state, wider)
 
     def empty(self, num_envs: int) -> EpisodeState:
-        """The shapes of `num_envs` episodes, none of which is running: a rollout begins by starting them all."""
+        """`num_envs` episodes that are all done: a rollout begins by starting them."""
         shapes = jax.eval_shape(self.start, jax.random.key(0))
         zeros = jax.tree.map(lambda leaf: jnp.zeros((num_envs, *leaf.shape), leaf.dtype), shapes)
         return EpisodeState(zeros.state, zeros.step_count, ~zeros.done)
 
 
 def restart(start: EpisodeState, episode: EpisodeState) -> EpisodeState:
-    """`start` if the episode is over, `episode` if it goes on."""
+    """`start` if the episode is done, else `episode`."""
     return optax.tree.where(episode.done, start, episode)
 
 
@@ -127,7 +141,7 @@ def _strong(leaf: Any) -> Array:
 
 
 def _wider(before: PyTree, after: PyTree) -> PyTree:
-    """The type that holds both the number of reset and that of step, of each leaf of a state."""
+    """The type of each leaf of a state that holds both the value of `reset` and that of `step`."""
     if jax.tree.structure(before) != jax.tree.structure(after):
         raise InputError(
             "this environment's reset and step return states of different structure: give both the same fields "

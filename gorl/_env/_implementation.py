@@ -8,11 +8,11 @@ IMPLEMENTATIONS = ("jax", "mujoco", "warp")
 
 
 def implementation_or_default(implementation: str | None) -> str:
-    """The implementation, or what simulates fastest on the devices that there are.
+    """The implementation; for `None` the fastest one on the available devices.
 
     **Raises:**
 
-    `gorl.InputError` for one that there is not, or that these devices cannot run.
+    `gorl.InputError` for an unknown one, or one that these devices cannot run.
     """
     if implementation is None:
         # Warp without a CUDA device steps one world at a time behind a host callback.
@@ -31,7 +31,7 @@ def implementation_or_default(implementation: str | None) -> str:
 
 
 def check_implementation(implementation: str) -> None:
-    """Checks a name, without a look at the devices.
+    """Checks a name, but not whether the devices can run it.
 
     **Raises:**
 

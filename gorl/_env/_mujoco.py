@@ -1,4 +1,4 @@
-"""Environments with a MuJoCo model, simulated by one implementation or another."""
+"""Environments with a MuJoCo model, and the implementations that simulate them."""
 
 import copy
 import functools
@@ -20,7 +20,7 @@ from ._robot import MujocoEnv, Physics
 
 
 def simulated_by(env: MujocoEnv, implementation: str | None) -> MujocoEnv:
-    """A task of one's own, simulated by an implementation.
+    """A user's task, simulated by an implementation.
 
     **Raises:**
 
@@ -76,7 +76,7 @@ class _MJX:
 
 
 def _rewired(env: Any, physics: Physics) -> Any:
-    """A copy of a task whose methods call `physics` wherever they name MJX."""
+    """A copy of a task whose methods call `physics` in place of MJX."""
 
     def checked(mjx_model: Any) -> None:
         if mjx_model is not env.mjx_model:
@@ -100,14 +100,14 @@ def _rewired(env: Any, physics: Physics) -> Any:
         checked(mjx_model)
         return physics.step(data.replace(ctrl=action), n_substeps)
 
-    # It is in use already if the task is one of its own.
+    # A task of our own uses it already.
     from mujoco_playground._src import mjx_env
 
     return rewire(env, {mjx.make_data: make_data, mjx.forward: forward, mjx.step: step, mjx_env.step: step_with})
 
 
 class _Recorder:
-    """Physics that only notes what follows: given quantities instead of those that a step would derive."""
+    """Physics that returns given derived quantities, to record which ones a task uses."""
 
     def __init__(self, default: mjx.Data):
         self._default = default
@@ -127,7 +127,7 @@ class _Recorder:
 
 
 def _derived_that_are_read(model: Any, action_size: int, by: Callable[[Physics], Any]) -> list[str]:
-    """The derived quantities that a task's reset and step use. Copying the others would cost a fifth of the time.
+    """The derived quantities that a task's reset and step use. Copying the others would take a fifth of the time.
 
     **Arguments:**
 
@@ -147,7 +147,7 @@ def _derived_that_are_read(model: Any, action_size: int, by: Callable[[Physics],
 
         jaxpr, (rest, data) = jax.make_jaxpr(run, return_shape=True)(derived, *arguments)
         used = {id(variable) for equation in jaxpr.eqns for variable in equation.invars}
-        # That the data goes on from step to step is no use of it.
+        # Passing the data from step to step does not count as a use.
         used |= {id(variable) for variable in jaxpr.jaxpr.outvars[: len(jax.tree.leaves(rest))]}
         read.update(name for name, variable in zip(derived, jaxpr.jaxpr.invars, strict=False) if id(variable) in used)
         return _with_data(rest, data)

@@ -12,7 +12,7 @@ from ._scene import Pose, Scene
 
 
 class MultiGoalState(eqx.Module):
-    """Where the point is, and what the last step brought."""
+    """The position of the point (`obs`), and reward and termination of the last step."""
 
     obs: Float[Array, "2"]
     reward: Float[Array, ""]
@@ -46,7 +46,7 @@ class MultiGoal(eqx.Module):
 
     @property
     def goals(self) -> Float[Array, "goals 2"]:
-        """Where the goals are."""
+        """The positions of the goals."""
         angle = 2 * jnp.pi * jnp.arange(self.num_goals, dtype=jnp.float32) / self.num_goals
         return jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=-1)
 
@@ -82,7 +82,7 @@ _WORLD = """
 
 
 def scene(env: Any) -> Scene | None:
-    """How to draw a [`MultiGoal`][]: a ball between discs; `None` for any other environment."""
+    """The scene of a [`MultiGoal`][]: a ball between discs; `None` for any other environment."""
     if not isinstance(env, MultiGoal):
         return None
     import mujoco
@@ -91,7 +91,7 @@ def scene(env: Any) -> Scene | None:
         f'<geom type="cylinder" size="{env.goal_width} .005" pos="{x} {y} 0" rgba=".9 .62 0 1"/>'
         for x, y in env.goals.tolist()
     )
-    # Nothing says how long a step takes; at ten to the second an eye can follow.
+    # A step has no duration of its own; an eye can follow ten a second.
     return Scene(mujoco.MjModel.from_xml_string(_WORLD.format(goals=goals)), _pose, 0.1)  # pyright: ignore[reportAttributeAccessIssue]
 
 

@@ -8,8 +8,8 @@ from ._base import EnvConfig
 from ._implementation import implementation_or_default
 from ._scene import Pose, Scene
 
-# Observation and action sizes. They stand here so that names and sizes can be listed without importing MuJoCo and
-# tracing every task; a test holds them against the environments themselves.
+# Observation and action sizes, so that listing them neither imports MuJoCo nor traces every task. A test compares them
+# with the environments.
 TASKS: dict[str, tuple[int, int]] = {
     "AcrobotSwingup": (6, 1),
     "AcrobotSwingupSparse": (6, 1),
@@ -59,13 +59,13 @@ def load(config: EnvConfig) -> Any:
 
 
 def is_task(env: Any) -> bool:
-    """Whether an environment is made of Playground's class, which then has been imported."""
+    """Whether an environment is one of Playground's class, which then has been imported."""
     module = sys.modules.get("mujoco_playground._src.mjx_env")
     return module is not None and isinstance(env, module.MjxEnv)
 
 
 def simulated(env: Any, implementation: str | None) -> Any:
-    """A task that somebody wrote for Playground's class, which decides for itself between MJX in JAX and in Warp.
+    """A user's task of Playground's class, which itself chooses between MJX in JAX and in Warp.
 
     **Raises:**
 
@@ -77,7 +77,7 @@ def simulated(env: Any, implementation: str | None) -> Any:
         try:
             return with_engine(env)
         except InputError:
-            if implementation is None:  # then what it has been made with will do, if more slowly
+            if implementation is None:  # then its own implementation simulates it, more slowly
                 return env
             raise
     own = str(env.mjx_model.impl.value)
@@ -90,7 +90,7 @@ def simulated(env: Any, implementation: str | None) -> Any:
 
 
 def scene(env: Any) -> Scene | None:
-    """How to draw an environment of MuJoCo Playground, or another that is made like one; `None` if it is not."""
+    """The scene of an environment of MuJoCo Playground, or of one like it; `None` for any other."""
     if not hasattr(env, "mj_model") or not hasattr(env, "dt"):
         return None
     return Scene(env.mj_model, _pose, float(env.dt))

@@ -1,4 +1,4 @@
-"""Silence about what MuJoCo's users cannot change, or learn of in another way."""
+"""Silence for MuJoCo's warnings."""
 
 import contextlib
 import threading
@@ -13,11 +13,11 @@ _handler = None
 
 @contextlib.contextmanager
 def without_warnings() -> Iterator[None]:
-    """Silences MuJoCo's warnings, in all threads as long as any of them is inside.
+    """Silences MuJoCo's warnings in all threads, as long as any thread is inside.
 
-    Some of the models that Playground and Brax ship use attributes that the newest MuJoCo deprecates; and a simulation
-    that blows up, which ends its episode, is a warning at every step. MuJoCo prints each and appends it to a file in
-    the working directory, and a library does neither behind its caller's back.
+    Some models of Playground and Brax use attributes that the newest MuJoCo deprecates. A simulation that blows up
+    warns at every step, and it ends its episode anyway. MuJoCo prints each warning and appends it to a file in the
+    working directory; a library must do neither.
     """
     global _num_inside, _handler
     with _lock:

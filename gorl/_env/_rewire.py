@@ -1,7 +1,7 @@
-"""Copies of objects whose methods call other functions than the ones that they name.
+"""Copies of objects whose methods call replacements of some functions.
 
-A task of MuJoCo Playground calls MJX by name. Replacing what the name means would change a module that belongs to
-others, and all other threads would see it. A copy of the task with its own global variables leaves everything as it is.
+A task of MuJoCo Playground calls MJX by name. Replacing the function in its module would change somebody else's module
+for all threads. A copy of the task with global variables of its own changes nothing else.
 """
 
 import copy
@@ -12,15 +12,15 @@ from typing import Any
 
 
 def rewire(instance: Any, replacements: Mapping[Callable, Callable]) -> Any:
-    """A copy of an object, of a subclass of its class, that calls the replacements.
+    """A copy of an object that calls the replacements. Its class is a subclass of the original one.
 
-    Followed are its methods, and the functions that these call by a global name, as long as they stand in modules that
-    name one of the replaced functions or a module that has one.
+    Its methods are copied, and the functions that they call by a global name, if these are in modules that name one of
+    the replaced functions or a module with one.
 
     **Arguments:**
 
     - `instance`: an object whose class is written in Python.
-    - `replacements`: what is called in place of which function.
+    - `replacements`: the replacement of each function.
     """
     wiring = _Wiring(replacements)
     rewired = copy.copy(instance)
@@ -33,7 +33,7 @@ def rewire(instance: Any, replacements: Mapping[Callable, Callable]) -> Any:
 
 
 class _Wiring:
-    """Remembers what has been copied, so that everything is copied once and recursion ends."""
+    """Remembers copies, so that everything is copied once and recursion ends."""
 
     def __init__(self, replacements: Mapping[Callable, Callable]):
         self._replacements = {id(function): (function, replacement) for function, replacement in replacements.items()}
@@ -41,7 +41,7 @@ class _Wiring:
         self._uses: dict[str, bool] = {}
 
     def of(self, value: Any) -> Any:
-        """What stands in the place of a value of a global variable, of a class or of a closure."""
+        """The copy of a value of a global variable, a class or a closure."""
         if id(value) in self._replacements:
             return self._replacements[id(value)][1]
         if isinstance(value, types.FunctionType) and (self._follows(value.__globals__) or _closes_over(value)):
@@ -111,7 +111,7 @@ class _Wiring:
         return module is not None and self._follows(vars(module))
 
     def _follows(self, variables: Mapping[str, Any]) -> bool:
-        """Whether functions with these global variables may call what is replaced, and are nobody's internals."""
+        """Whether functions with these global variables may call a replaced function."""
         name = str(variables.get("__name__"))
         if name.split(".")[0] in ("mujoco", "jax", "numpy", "builtins", "typing", "functools", "flax", "brax"):
             return False
@@ -129,7 +129,7 @@ class _Wiring:
 
 
 class _Globals(dict):
-    """Global variables of a rewired function: looked up in those of the original each time, and then replaced."""
+    """Global variables of a copied function: those of the original, with replacements."""
 
     def __init__(self, wiring: _Wiring, originals: dict[str, Any]):
         super().__init__(__builtins__=originals["__builtins__"], __name__=originals["__name__"])
@@ -141,5 +141,5 @@ class _Globals(dict):
 
 
 def _closes_over(function: types.FunctionType) -> bool:
-    """Whether it is what a decorator made of another function."""
+    """Whether it is a decorated function."""
     return isinstance(getattr(function, "__wrapped__", None), types.FunctionType)

@@ -1,4 +1,4 @@
-"""Tasks of one's own on a MuJoCo model."""
+"""Users' tasks on a MuJoCo model."""
 
 import abc
 import copy
@@ -21,15 +21,15 @@ class Physics(Protocol):
     """The dynamics of one model, as pure functions of MJX's data."""
 
     def make_data(self) -> Any:
-        """The model's default state, with nothing derived from it yet."""
+        """The model's default state, with nothing derived."""
         ...
 
     def forward(self, data: Any, /) -> Any:
-        """Derives everything from the state as it is."""
+        """Derives all quantities from the state."""
         ...
 
     def step(self, data: Any, num_steps: int, /) -> Any:
-        """Moves on by so many physics steps. What is derived is so from the state before the last of them."""
+        """Takes physics steps. Derived quantities belong to the state before the last step."""
         ...
 
 
@@ -51,7 +51,7 @@ class MujocoState(eqx.Module):
 
 
 class MujocoEnv(abc.ABC):
-    """A task of one's own: a MuJoCo model, and JAX functions of its data.
+    """A task of your own: a MuJoCo model, and JAX functions of its data.
 
     A subclass says where an episode starts, what is observed and what is rewarded, and may say when an episode
     terminates and what an action does. All of them are functions of one simulation, pure, and may be traced. `data` is
@@ -103,35 +103,35 @@ class MujocoEnv(abc.ABC):
 
     @abc.abstractmethod
     def start(self, data: Any, key: RandomKey) -> Any:
-        """Where an episode starts: the default state with other `qpos`, `qvel`, `mocap_pos`... by `data.replace`."""
+        """The start state of an episode: the default state with another `qpos`, `qvel`... by `data.replace`."""
 
     @abc.abstractmethod
     def observe(self, data: Any) -> Float[Array, " observation"]:
-        """What the policy sees: one vector."""
+        """The observation: one vector."""
 
     @abc.abstractmethod
     def reward(self, data: Any, action: Float[Array, " action"]) -> Float[Array, ""]:
-        """What a step earned that `action`, in `[-1, 1]`, led to `data`."""
+        """The reward of a step to `data` by `action`, which is in `[-1, 1]`."""
 
     def terminates(self, data: Any) -> Bool[Array, ""]:
-        """Whether the episode ends here, apart from its time limit. A simulation that blows up always does."""
+        """Whether the episode terminates, apart from its time limit. A simulation that blows up always does."""
         del data
         return jnp.zeros((), bool)
 
     def control(self, data: Any, action: Float[Array, " action"]) -> Any:
-        """What an action does: by default `[-1, 1]` goes to the range of each actuator that has one."""
+        """The controls of an action: by default `[-1, 1]` is mapped to the range of each actuator that has one."""
         low, high = self.mj_model.actuator_ctrlrange.T
         scaled = low + (action + 1) * (high - low) / 2
         return data.replace(ctrl=jnp.where(self.mj_model.actuator_ctrllimited, scaled, action))
 
     @property
     def action_size(self) -> int:
-        """How many numbers an action has: one for each actuator, unless `control` is another."""
+        """The length of actions: one number for each actuator, unless `control` is another."""
         return int(self.mj_model.nu)
 
     @property
     def observation_size(self) -> int:
-        """How many numbers an observation has."""
+        """The length of observations."""
         return jax.eval_shape(self.reset, jax.random.key(0)).obs.shape[0]
 
     def sensor(self, data: Any, name: str) -> Float[Array, " values"]:
@@ -158,7 +158,7 @@ class MujocoEnv(abc.ABC):
         """The state one control step later."""
         data = self._alike("control", state.data, self.control(state.data, action))
         data = self.physics.step(data, self.num_substeps)
-        # Numbers that are none would spread to whatever averages over episodes.
+        # A NaN would spread to every mean over episodes.
         broken = ~all_finite((data.qpos, data.qvel))
         obs = jnp.where(broken, 0.0, self._observation(data))
         reward = jnp.where(broken, 0.0, self._scalar("reward", self.reward(data, action)))
@@ -166,9 +166,9 @@ class MujocoEnv(abc.ABC):
 
     @property
     def physics(self) -> Physics:
-        """What simulates: what is fastest on the devices that there are, until `by` has said something else."""
+        """The physics: the fastest on the available devices, unless `by` chose another."""
         if self._physics is None:
-            # It is kept, so it must not belong to a trace that happens to be running.
+            # It is kept, so it must not belong to a running trace.
             with jax.ensure_compile_time_eval():
                 self._physics = self.by(None)._physics
         assert self._physics is not None
@@ -187,7 +187,7 @@ class MujocoEnv(abc.ABC):
         return other
 
     def _alike(self, method: str, before: Any, after: Any) -> Any:
-        """The data that a method returned, with the types of what it was given."""
+        """The data that a method returned, with the types of its argument."""
         if type(after) is not type(before):
             raise InputError(
                 f"{type(self).__name__}.{method} must return the data with other values, by data.replace, not "

@@ -1,4 +1,4 @@
-"""What it takes to draw an environment."""
+"""The scene of an environment, for drawing it."""
 
 import dataclasses
 from collections.abc import Callable
@@ -6,19 +6,19 @@ from typing import Any, TypeAlias
 
 from jaxtyping import Array, Float
 
-# Fields of MuJoCo's data, which decide between them where everything is.
+# Fields of MuJoCo's data that decide where everything is.
 Pose: TypeAlias = dict[str, Float[Array, "..."]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """How MuJoCo's renderer sees an environment.
+    """The scene of an environment, for MuJoCo's renderer.
 
     **Arguments:**
 
-    - `model`: MuJoCo's model of it.
-    - `pose`: takes from one state what says where everything is.
-    - `seconds`: how long a control step lasts.
+    - `model`: MuJoCo's model.
+    - `pose`: the pose of one state.
+    - `seconds`: the duration of a control step.
     """
 
     model: Any  # mujoco.MjModel, a type that is not there until something imports MuJoCo

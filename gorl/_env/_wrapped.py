@@ -1,4 +1,4 @@
-"""Environments that do more than an environment should: those wrapped for training, and those of other shapes."""
+"""Refusal of environments that are wrapped for training, and of objects with another interface."""
 
 import inspect
 import sys
@@ -8,21 +8,21 @@ from typing import Any
 from .._errors import InputError
 from ._base import Environment
 
-# Modules of wrappers for training. What has not been imported wraps nothing.
+# Modules of wrappers for training. One that has not been imported wraps nothing.
 _WRAPPERS = ("brax.envs.wrappers.training", "mujoco_playground._src.wrapper")
 
 
 def check_bare(env: Any, name: str) -> None:
-    """Checks that what was given is an environment, of one episode at a time, that leaves resets to GoRL.
+    """Checks that an object is an environment of one episode that leaves resets to GoRL.
 
     **Arguments:**
 
-    - `env`: what was given.
-    - `name`: what it is called in messages.
+    - `env`: the object.
+    - `name`: its name in messages.
 
     **Raises:**
 
-    `gorl.InputError` if it is not, with the way to one that is.
+    `gorl.InputError` if it is not; it says how to get one.
     """
     if isinstance(env, type):
         raise InputError(f"{env.__name__} is a class: give an environment made of it, such as {env.__name__}().")
@@ -34,8 +34,8 @@ def check_bare(env: Any, name: str) -> None:
 
 
 def _check_layers(env: Any) -> None:
-    """Refuses the wrappers of Brax and MuJoCo Playground: their time limit would be taken for a termination, and what
-    an episode ended with would be lost to their reset."""
+    """Refuses the wrappers of Brax and MuJoCo Playground: their time limit would look like a termination, and their
+    reset would hide the last observation of an episode."""
     wrappers = _training_wrappers()
     layers = [env]
     while (inside := getattr(layers[-1], "__dict__", {}).get("env")) is not None:
@@ -68,7 +68,7 @@ def _check_signatures(env: Any, name: str) -> None:
             continue
         fix = "call it from a class of your own that has both methods"
         if hasattr(env, "step_env") and hasattr(env, "reset_env"):
-            # They begin the next episode by themselves as well.
+            # They reset themselves as well.
             fix = "of an environment of Gymnax's call reset_env and step_env, in a class of your own"
         raise InputError(
             f"{name}.{method} must take {' and '.join(arguments)} and nothing else (see gorl.Environment): {fix}."

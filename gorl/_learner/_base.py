@@ -1,4 +1,4 @@
-"""What a learner is: a way of training a policy over latents."""
+"""The interface of learners and encoders."""
 
 import abc
 from typing import Generic, TypeVar
@@ -17,93 +17,114 @@ LearnerState = TypeVar("LearnerState", bound=eqx.Module)
 class AbstractEncoder(eqx.Module):
     """A policy over latents, `π(latent | observation)`. Unbatched; `vmap` outside.
 
-    Where there is no decoder, latents are actions before `tanh`, and an encoder is simply a policy.
+    Without a decoder, latents are actions before `tanh`, and the encoder is the whole policy.
+
+    **Attributes:**
+
+    - `statistics`: running statistics of observations, by which the encoder normalises its input.
     """
 
-    statistics: eqx.AbstractVar[RunningStatistics]  # of observations, which it sees normalised
+    statistics: eqx.AbstractVar[RunningStatistics]
 
     @abc.abstractmethod
     def sample(
         self, observation: Float[Array, " observation"], key: RandomKey
     ) -> tuple[Float[Array, " latent"], PyTree[Array]]:
-        """A latent, and whatever the learner wants to remember of how it was drawn."""
+        """Samples a latent. Also returns extras that the learner needs later, such as its log-probability."""
 
     @property
     @abc.abstractmethod
     def noise_shape(self) -> tuple[int, ...]:
-        """The shape of the noise that a latent is made of."""
+        """The shape of the noise that [`from_noise`][] takes."""
 
     @abc.abstractmethod
     def from_noise(
         self, observation: Float[Array, " observation"], noise: Float[Array, "..."]
     ) -> Float[Array, " latent"]:
-        """The latent that noise of `noise_shape` becomes: if it is standard normal, one like those of `sample`."""
+        """Maps standard normal noise of `noise_shape` to a latent with the distribution of `sample`."""
 
     def mode(self, observation: Float[Array, " observation"]) -> Float[Array, " latent"]:
-        """The latent that the policy thinks best: the one that a noise of zero becomes."""
+        """The latent of zero noise, by which the policy is evaluated."""
         return self.from_noise(observation, jnp.zeros(self.noise_shape))
 
 
 class Experience(eqx.Module):
-    """Steps in a row from several environments side by side."""
+    """Consecutive steps of parallel environments.
+
+    **Attributes:**
+
+    - `observation`: before each action.
+    - `latent`: the encoder's sample.
+    - `extras`: the encoder's, such as log-probabilities.
+    - `action`: the decoded latent, before `tanh`.
+    - `reward`: of each action.
+    - `terminated`, `truncated`: whether the episode ended with the step, and why.
+    - `next_observation`: after each action, before any restart.
+    """
 
     observation: Float[Array, "time envs observation"]
     latent: Float[Array, "time envs latent"]
-    extras: PyTree[Array]  # of each step, what the encoder wanted to be remembered
-    action: Float[Array, "time envs action"]  # what the decoder made of the latent, before tanh
+    extras: PyTree[Array]
+    action: Float[Array, "time envs action"]
     reward: Float[Array, "time envs"]
     terminated: Bool[Array, "time envs"]
     truncated: Bool[Array, "time envs"]
-    next_observation: Float[Array, "time envs observation"]  # what each step led to, even if the episode ended there
+    next_observation: Float[Array, "time envs observation"]
 
 
 class AbstractLearner(eqx.Module, Generic[LearnerState]):
-    """A way of training an encoder, as a value: its fields are its hyperparameters.
+    """An algorithm that trains an encoder. Its fields are its hyperparameters.
 
-    A new learner is one file with a subclass of this. `LearnerState` is everything it carries from update to update:
-    networks, optimiser state, statistics.
+    A new learner is one file with a subclass of this. `LearnerState` is everything that it carries from update to
+    update: networks, optimiser state, statistics.
+
+    **Attributes:**
+
+    - `num_envs`: the number of parallel environments.
+    - `unroll_length`, `num_unrolls`: their product is the number of steps of each environment between two updates.
+    - `on_actions`: whether latents are actions before `tanh`, so that the only decoder is the identity.
     """
 
-    # How experience is gathered between two updates. Shapes depend on these, so they are static in every learner.
+    # Shapes depend on these, so they are static in every learner.
     num_envs: eqx.AbstractVar[int]
     unroll_length: eqx.AbstractVar[int]
     num_unrolls: eqx.AbstractVar[int]
-    # Whether latents must be actions before tanh, so that the only decoder is the identity.
     on_actions: eqx.AbstractVar[bool]
 
     @property
     def steps_per_update(self) -> int:
-        """Steps of experience between two updates, of all environments together."""
+        """The number of steps between two updates, over all environments."""
         return self.num_envs * self.unroll_length * self.num_unrolls
 
     @abc.abstractmethod
     def init(self, observation_size: int, latent_size: int, key: RandomKey) -> LearnerState:
-        """A fresh memory. Where latents go through a decoder, its encoder is N(0, I) whatever the observation.
+        """A fresh state. With a decoder, its encoder is N(0, I) for every observation.
 
-        Raises `gorl.InputError` for sizes that it cannot be made for.
+        Raises `gorl.InputError` for sizes that the learner does not support.
         """
 
     @abc.abstractmethod
     def restart(
         self, learner_state: LearnerState, observation_size: int, latent_size: int, key: RandomKey
     ) -> LearnerState:
-        """The memory to begin the next stage with: a fresh encoder, and whatever outlives a change of decoder."""
+        """The state that the next stage begins with: a fresh encoder, and what stays valid under another decoder."""
 
     @abc.abstractmethod
     def encoder(self, learner_state: LearnerState) -> AbstractEncoder:
-        """The encoder that acts."""
+        """The encoder that acts in training."""
 
+    @abc.abstractmethod
     def evaluated_encoder(self, learner_state: LearnerState) -> AbstractEncoder:
-        """The encoder that is evaluated, and kept if it is the best: the one that acts, if a learner has no better."""
-        return self.encoder(learner_state)
+        """The encoder that is evaluated and may become the best policy: the one that acts, or an average of it."""
 
     @abc.abstractmethod
     def update(
         self, learner_state: LearnerState, experience: Experience, key: RandomKey, progress: Real = 0.0
     ) -> tuple[LearnerState, dict[str, Float[Array, ""]]]:
-        """Learns from one batch of experience; also returns metrics, by name.
+        """Learns from one batch of experience. Also returns metrics by name.
 
-        `progress` is the share of the run that was over before, from 0 to 1: what decays goes by it.
+        `progress` is the share of the run that is done, from 0 to 1. Schedules, such as that of a learning rate, go by
+        it.
         """
 
     @abc.abstractmethod
@@ -112,15 +133,15 @@ class AbstractLearner(eqx.Module, Generic[LearnerState]):
 
     @abc.abstractmethod
     def check(self) -> None:
-        """Checks what the declared range of each single field cannot say; raises `gorl.InputError`."""
+        """Checks what the declared ranges of single fields cannot; raises `gorl.InputError`."""
 
 
 def check_minibatches(num_minibatches: int, num_steps: int) -> None:
-    """Checks that so many minibatches share out the steps of an update.
+    """Checks that the number of minibatches divides the steps of an update.
 
     **Raises:**
 
-    `gorl.InputError` if they do not.
+    `gorl.InputError` if it does not.
     """
     if num_steps % num_minibatches:
         raise InputError(

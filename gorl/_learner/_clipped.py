@@ -20,7 +20,14 @@ from ._base import AbstractEncoder, AbstractLearner, Experience, check_minibatch
 
 
 class ActorCritic(eqx.Module):
-    """What a clipped learner carries from update to update."""
+    """The state of a clipped learner.
+
+    **Attributes:**
+
+    - `encoder`: the policy.
+    - `value`: the value network.
+    - `optimiser_state`: Adam's, for both.
+    """
 
     encoder: AbstractEncoder
     value: eqx.nn.MLP
@@ -28,25 +35,32 @@ class ActorCritic(eqx.Module):
 
 
 class PolicyTerms(eqx.Module):
-    """What an encoder says now of one step in the past."""
+    """The terms of the policy loss for one step.
 
-    log_ratio: Float[Array, " ratios"]  # logarithms of new over old likelihood, in as many ways as the learner has
-    cost: Float[Array, ""]  # added to the loss as it is: regularisers
-    metrics: dict[str, Float[Array, ""]]  # metrics to watch; the update averages them over steps
+    **Attributes:**
+
+    - `log_ratio`: logarithms of the new over the old likelihood. PPO has one; other learners have several.
+    - `regulariser`: added to the loss.
+    - `metrics`: numbers to watch, which the update averages over steps.
+    """
+
+    log_ratio: Float[Array, " ratios"]
+    regulariser: Float[Array, ""]
+    metrics: dict[str, Float[Array, ""]]
 
 
 class Batch(eqx.Module):
-    """Steps to learn from, in any order."""
+    """Steps to learn from, as one flat batch."""
 
     observation: Float[Array, "batch observation"]
     latent: Float[Array, "batch latent"]
-    extras: PyTree[Array]  # what the encoder wanted to be remembered of each step
+    extras: PyTree[Array]  # the encoder's, of each step
     advantage: Float[Array, " batch"]
     target: Float[Array, " batch"]
 
 
 class AbstractClippedLearner(AbstractLearner[ActorCritic]):
-    """Proximal policy optimisation of any encoder that can compare how likely it makes a step with how likely it was.
+    """Proximal policy optimisation of any encoder that has a likelihood ratio of a step.
 
     One iteration gathers `num_envs * unroll_length * num_unrolls` steps, estimates advantages once, takes
     `num_epochs * num_minibatches` gradient steps over freshly shuffled steps, and then brings the running statistics of
@@ -54,15 +68,15 @@ class AbstractClippedLearner(AbstractLearner[ActorCritic]):
 
     **Arguments:**
 
-    - `num_envs`: environments side by side.
-    - `unroll_length`, `num_unrolls`: steps in a row of each environment, and how many times as many in one iteration.
-    - `num_minibatches`, `num_epochs`: how the steps of one iteration are learned from.
+    - `num_envs`: the number of parallel environments.
+    - `unroll_length`, `num_unrolls`: their product is the number of steps of each environment in one iteration.
+    - `num_minibatches`, `num_epochs`: gradient steps per pass, and passes over the steps of one iteration.
     - `policy_width`, `policy_depth`, `value_width`, `value_depth`: hidden layers.
-    - `keep_value`: keep the value network, and the statistics that its inputs are normalised with, from stage to stage.
-        The paper does not. But values belong to states, not to latents, and a stage begins with the behaviour that the
-        last one ended with, so they still hold; a fresh value network lets a good policy drift until it has learned.
+    - `keep_value`: keep the value network and the statistics of its inputs from stage to stage. The paper does not. But
+        values belong to states, not to latents, and a stage begins with the behaviour that the last one ended with, so
+        they stay valid. A fresh value network lets a good policy drift until it has learned.
     - `keep_encoder`: keep the encoder as well: the paper's ablation, in which returns drop at every new decoder.
-    - `asymmetric`: where the advantage is negative, a quadratic penalty in place of the clip.
+    - `asymmetric`: a quadratic penalty replaces the clip where the advantage is negative.
     - `learning_rate`: Adam's.
     - `learning_rate_decay`: the share of the learning rate that a linear decay takes away by the end of a run: 0 for
         none, as in the paper, 1 for all of it.
@@ -110,7 +124,7 @@ class AbstractClippedLearner(AbstractLearner[ActorCritic]):
         latent: Float[Array, " latent"],
         extras: PyTree[Array],
     ) -> PolicyTerms:
-        """What `encoder` says now of a step: where it was, what was drawn there, and what was remembered of it."""
+        """The terms of the policy loss for one step, given its observation, latent and extras."""
 
     @abc.abstractmethod
     def policy_metric_names(self) -> tuple[str, ...]:
@@ -118,7 +132,10 @@ class AbstractClippedLearner(AbstractLearner[ActorCritic]):
 
     @property
     def encoder_width(self) -> int:
-        """How many numbers the widest layer of the encoder makes of one step that is assessed."""
+        """The width of the widest layer of the encoder, times its evaluations for one step.
+
+        A concrete default, as only learners that evaluate the encoder several times a step override it.
+        """
         return self.policy_width
 
     def init(self, observation_size: int, latent_size: int, key: RandomKey) -> ActorCritic:
@@ -134,17 +151,24 @@ class AbstractClippedLearner(AbstractLearner[ActorCritic]):
         learner_state = optax.tree.where(
             all_finite(learner_state), learner_state, fresh
         )  # a stage that diverged leaves nothing to keep
-        encoder = self.next_encoder(learner_state.encoder, fresh.encoder)
+        last = learner_state.encoder
+        encoder = last if self.keep_encoder else self.next_encoder(last, fresh.encoder)
         if not self.keep_value:
             return self._initial_state(encoder, fresh.value)
         encoder = eqx.tree_at(lambda e: e.statistics, encoder, learner_state.encoder.statistics)
         return self._initial_state(encoder, learner_state.value)
 
     def next_encoder(self, last: AbstractEncoder, fresh: AbstractEncoder) -> AbstractEncoder:
-        """What a stage begins with, of the encoder that the last one ended with and a fresh one."""
-        return last if self.keep_encoder else fresh
+        """The encoder that a stage begins with, given the last one and a fresh one.
+
+        A concrete default, as only learners that can keep a part of the last encoder override it.
+        """
+        return fresh
 
     def encoder(self, learner_state: ActorCritic) -> AbstractEncoder:
+        return learner_state.encoder
+
+    def evaluated_encoder(self, learner_state: ActorCritic) -> AbstractEncoder:
         return learner_state.encoder
 
     def metric_names(self) -> tuple[str, ...]:
@@ -171,7 +195,7 @@ class AbstractClippedLearner(AbstractLearner[ActorCritic]):
             return jax.lax.scan(step, learner_state, minibatches)
 
         learner_state, metrics = jax.lax.scan(epoch, learner_state, jax.random.split(key, self.num_epochs))
-        # Only now: with other statistics the first ratios would not be 1, and those of narrow policies all be clipped.
+        # The statistics change after the gradient steps: otherwise the first ratios would not be 1.
         statistics = learner_state.encoder.statistics.update(experience.observation)
         learner_state = eqx.tree_at(lambda m: m.encoder.statistics, learner_state, statistics)
         return learner_state, {name: jnp.mean(metrics) for name, metrics in metrics.items()}
@@ -189,10 +213,10 @@ class AbstractClippedLearner(AbstractLearner[ActorCritic]):
         )
 
     def _batch(self, learner_state: ActorCritic, experience: Experience) -> Batch:
-        """Everything that the gradient steps of one iteration need, computed once, in one flat list of steps."""
+        """Computes advantages and targets once, and flattens the experience into one batch."""
 
         def values(observation: Float[Array, "time envs observation"]) -> Float[Array, "time envs"]:
-            # One flat batch: with two axes every product of matrices would have transposes around it.
+            # One flat batch: with two axes XLA puts transposes around every matrix product.
             rows = learner_state.encoder.statistics.normalise(observation).reshape(-1, observation.shape[-1])
             return map_rows(learner_state.value, rows, self.value_width).reshape(observation.shape[:-1])
 
@@ -226,14 +250,14 @@ class AbstractClippedLearner(AbstractLearner[ActorCritic]):
     def _loss(
         self, encoder: AbstractEncoder, value: eqx.nn.MLP, batch: Batch
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
-        """Of steps whose advantages have been standardised; a mean over steps, as all of the metrics are."""
+        """The loss and the metrics, each a mean over steps. Advantages have been standardised."""
         step = (batch.observation, batch.latent, batch.extras)
         terms = jax.vmap(self.policy_terms, in_axes=(None, 0, 0, 0))(encoder, *step)
         log_ratio = terms.log_ratio
         objective = clipped_objective(log_ratio, batch.advantage, self.clip_epsilon, asymmetric=self.asymmetric)
         values = jax.vmap(value)(encoder.statistics.normalise(batch.observation))[:, 0]
         value_loss = jnp.mean((values - batch.target) ** 2)
-        return -objective + self.value_loss_coefficient * value_loss + jnp.mean(terms.cost), {
+        return -objective + self.value_loss_coefficient * value_loss + jnp.mean(terms.regulariser), {
             "policy_loss": -objective,
             "value_loss": value_loss,
             "approximate_kl": jnp.mean(jnp.expm1(log_ratio) - log_ratio),
@@ -253,12 +277,12 @@ def clipped_objective(
 
     **Arguments:**
 
-    - `log_ratio`: the logarithms of new over old likelihood. PPO has one for each action; methods that see an action in
-        several ways (by Monte-Carlo sample, by denoising step) have several, each clipped on its own.
-    - `advantage`: what each action was worth.
-    - `clip_epsilon`: how far from 1 a ratio is rewarded for moving, ε.
-    - `asymmetric`: where the advantage A is negative, `ratio A - |A|/(2ε) (ratio - 1)²` instead: a pull back to the
-        trust region rather than a gradient of zero outside it.
+    - `log_ratio`: the logarithms of the new over the old likelihood. PPO has one for each step. FPO has one for each
+        Monte-Carlo sample and DPPO one for each denoising step; each is clipped by itself.
+    - `advantage`: of each step.
+    - `clip_epsilon`: ε, the distance from 1 beyond which a ratio gains nothing.
+    - `asymmetric`: where the advantage A is negative, `ratio A - |A|/(2ε) (ratio - 1)²` replaces the clip. It pulls the
+        ratio back to the trust region, where the clip has no gradient.
 
     ??? cite "Reference"
 

@@ -1,5 +1,7 @@
 """Diffusion policy policy optimisation: the chain from noise to action as a decision process of its own."""
 
+from typing import final
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -17,19 +19,26 @@ from ._velocity import fresh_velocity
 
 
 class Chain(eqx.Module):
-    """What is remembered of how an action was drawn: every point from noise to action, and how likely each step was."""
+    """The extras of an action: the chain from noise to it.
+
+    **Attributes:**
+
+    - `points`: from noise to action.
+    - `log_density`: of each step.
+    """
 
     points: Float[Array, "*batch points latent"]
     log_density: Float[Array, "*batch steps"]
 
 
+@final
 class ChainEncoder(AbstractEncoder):
-    """A policy that goes from noise to an action in steps along a learned velocity, each with a little fresh noise.
+    """A policy that goes from noise to an action in steps along a learned velocity field, with new noise in each step.
 
     **Arguments:**
 
     - `velocity`: the field.
-    - `statistics`: those of the observations so far.
+    - `statistics`: running statistics of observations.
     - `step_std`: the standard deviation of the noise of each step, σ.
     - `latent_size`: the length of actions.
     - `num_steps`: steps from noise to action.
@@ -44,7 +53,7 @@ class ChainEncoder(AbstractEncoder):
     def sample(
         self, observation: Float[Array, " observation"], key: RandomKey
     ) -> tuple[Float[Array, " latent"], Chain]:
-        """An action before `tanh`, and the chain that ends in it."""
+        """Samples an action before `tanh`, and the chain that ends in it."""
         start_key, noise_key = jax.random.split(key)
         start = jax.random.normal(start_key, (1, self.latent_size))
         points = self._walk(
@@ -55,7 +64,7 @@ class ChainEncoder(AbstractEncoder):
 
     @property
     def noise_shape(self) -> tuple[int, ...]:
-        """Where the chain starts, and the noise of each step."""
+        """The shape of the start of the chain and of the noise of each step."""
         return (1 + self.num_steps, self.latent_size)
 
     def from_noise(
@@ -67,7 +76,7 @@ class ChainEncoder(AbstractEncoder):
     def log_densities(
         self, observation: Float[Array, " observation"], points: Float[Array, "points latent"]
     ) -> Float[Array, " steps"]:
-        """The log-density of each step of a chain, given where it starts."""
+        """The log-density of each step of a chain, given its start."""
         normalised = self.statistics.normalise_one(observation)
         mean = jax.vmap(self._mean, in_axes=(None, 0, 0))(normalised, points[:-1], self._times())
         return log_density(points[1:], mean, self.step_std.value)
@@ -95,6 +104,7 @@ class ChainEncoder(AbstractEncoder):
         return jnp.arange(self.num_steps) / self.num_steps
 
 
+@final
 class DPPO(AbstractClippedLearner):
     """Diffusion policy policy optimisation, with the values of the GoRL paper's baseline.
 

@@ -1,5 +1,7 @@
 """The Gaussian encoder."""
 
+from typing import final
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -13,13 +15,14 @@ from .._types import RandomKey
 from ._base import AbstractEncoder
 
 
+@final
 class GaussianEncoder(AbstractEncoder):
     """A diagonal Gaussian over latents.
 
     **Arguments:**
 
-    - `network`: its outputs say mean and standard deviation.
-    - `statistics`: those of the observations so far.
+    - `network`: outputs mean and standard deviation.
+    - `statistics`: running statistics of observations.
     """
 
     network: eqx.nn.MLP
@@ -33,7 +36,7 @@ class GaussianEncoder(AbstractEncoder):
 
         **Arguments:**
 
-        - `observation_size`, `latent_size`: the lengths of what goes in and comes out.
+        - `observation_size`, `latent_size`: the lengths of observations and latents.
         - `width`, `depth`: hidden layers.
         - `key`: decides the initial weights.
         - `normalised`: whether a layer norm follows each hidden layer.
@@ -56,14 +59,14 @@ class GaussianEncoder(AbstractEncoder):
     def sample(
         self, observation: Float[Array, " observation"], key: RandomKey
     ) -> tuple[Float[Array, " latent"], Float[Array, ""]]:
-        """A latent, and its log-probability density."""
+        """Samples a latent, and its log-density."""
         mean, std = self.distribution(observation)
         latent = mean + std * jax.random.normal(key, self.noise_shape)
         return latent, log_density(latent, mean, std)
 
     @property
     def noise_shape(self) -> tuple[int, ...]:
-        """That of a latent."""
+        """The shape of a latent."""
         return (self.network.layers[-1].weight.shape[-2] // 2,)
 
     def from_noise(

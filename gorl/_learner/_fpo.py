@@ -1,5 +1,7 @@
 """Flow policy optimisation: a flow policy trained by PPO, with flow-matching losses in place of likelihoods."""
 
+from typing import final
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -19,23 +21,30 @@ _MAX_LOG_RATIO = 3.0  # where the difference of two losses is clipped before the
 
 
 class FlowDraws(eqx.Module):
-    """What is remembered of how an action was drawn: losses of the flow that drew it, at draws of noise and time."""
+    """The extras of an action: the losses of the flow that sampled it, at samples of noise and time.
+
+    **Attributes:**
+
+    - `noise`, `time`: the samples.
+    - `loss`: the flow-matching loss at each.
+    """
 
     noise: Float[Array, "*batch draws latent"]
     time: Float[Array, "*batch draws"]
     loss: Float[Array, "*batch draws"]
 
 
+@final
 class FlowEncoder(AbstractEncoder):
     """A policy that carries noise at time 0 to an action at time 1 along a learned velocity field.
 
     **Arguments:**
 
     - `velocity`: the field.
-    - `statistics`: those of the observations so far.
+    - `statistics`: running statistics of observations.
     - `latent_size`: the length of actions.
     - `num_steps`: Euler steps.
-    - `num_noise_samples`: draws of noise and time that are remembered of each action.
+    - `num_noise_samples`: samples of noise and time for each action.
     """
 
     velocity: ConditionalField
@@ -47,7 +56,7 @@ class FlowEncoder(AbstractEncoder):
     def sample(
         self, observation: Float[Array, " observation"], key: RandomKey
     ) -> tuple[Float[Array, " latent"], FlowDraws]:
-        """An action before `tanh`, and losses to compare later ones with."""
+        """Samples an action before `tanh`, and its losses."""
         start_key, noise_key, time_key = jax.random.split(key, 3)
         action = self.from_noise(observation, jax.random.normal(start_key, self.noise_shape))
         noise = jax.random.normal(noise_key, (self.num_noise_samples, self.latent_size))
@@ -56,13 +65,13 @@ class FlowEncoder(AbstractEncoder):
 
     @property
     def noise_shape(self) -> tuple[int, ...]:
-        """That of an action."""
+        """The shape of an action."""
         return (self.latent_size,)
 
     def from_noise(
         self, observation: Float[Array, " observation"], noise: Float[Array, " latent"]
     ) -> Float[Array, " latent"]:
-        """Where the flow that starts at `noise` ends."""
+        """The end of the flow that starts at `noise`."""
         normalised = self.statistics.normalise_one(observation)
         return integrate_flow(self.velocity, normalised, noise, Integrator(num_steps=self.num_steps))
 
@@ -73,7 +82,7 @@ class FlowEncoder(AbstractEncoder):
         noise: Float[Array, "draws latent"],
         time: Float[Array, " draws"],
     ) -> Float[Array, " draws"]:
-        """The flow-matching loss at each draw: the mean squared error of the noise that the velocity implies."""
+        """The flow-matching loss at each sample: the mean squared error of the noise that the velocity implies."""
         normalised = self.statistics.normalise_one(observation)
 
         def loss(noise: Float[Array, " latent"], time: Float[Array, ""]) -> Float[Array, ""]:
@@ -84,6 +93,7 @@ class FlowEncoder(AbstractEncoder):
         return jax.vmap(loss)(noise, time)
 
 
+@final
 class FPO(AbstractClippedLearner):
     """Flow policy optimisation, with the values of the GoRL paper's baseline.
 
@@ -95,8 +105,8 @@ class FPO(AbstractClippedLearner):
     Those of [`AbstractClippedLearner`][], and
 
     - `num_steps`: Euler steps from noise to action; the loss is taken at their times.
-    - `num_noise_samples`: draws of noise and time for each action.
-    - `average_losses`: average the losses over the draws before the exponential, as the FPO paper does, for one ratio
+    - `num_noise_samples`: samples of noise and time for each action.
+    - `average_losses`: average the losses over the samples before the exponential, as the FPO paper does, for one ratio
         per action. The GoRL paper's baseline has one ratio per draw.
     - `num_frequencies`: frequencies that the time is embedded with.
 

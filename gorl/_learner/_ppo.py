@@ -1,5 +1,7 @@
 """Proximal policy optimisation of a Gaussian encoder."""
 
+from typing import final
+
 import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -12,6 +14,7 @@ from ._clipped import AbstractClippedLearner, PolicyTerms
 from ._encoder import GaussianEncoder
 
 
+@final
 class PPO(AbstractClippedLearner):
     """Proximal policy optimisation of a Gaussian encoder, with the values of the GoRL paper.
 
@@ -19,11 +22,10 @@ class PPO(AbstractClippedLearner):
 
     Those of [`AbstractClippedLearner`][], and
 
-    - `on_actions`: latents are actions before `tanh`, and the entropy is that of the action: the Gaussian policy
-        that GoRL is compared with.
-    - `keep_features`: begin a stage with the hidden layers that the encoder has, and the statistics that its inputs are
-        normalised with, under a fresh last layer. It starts at N(0, I) like any fresh encoder, but need not learn again
-        what matters in an observation. The paper does not.
+    - `on_actions`: latents are actions before `tanh`, and the entropy is that of the action: the Gaussian policy that
+        GoRL is compared with.
+    - `keep_features`: begin a stage with the hidden layers and the statistics of the last encoder, under a fresh last
+        layer. The encoder starts at N(0, I) like any fresh one, but keeps its features. The paper does not do this.
     - `entropy_coefficient`: weight of the entropy of the latent.
     - `latent_coefficient`: weight β of `mean μ² + mean σ²`, which pulls the encoder towards small latents.
 
@@ -41,8 +43,8 @@ class PPO(AbstractClippedLearner):
         return GaussianEncoder.init(observation_size, latent_size, self.policy_width, self.policy_depth, key)
 
     def next_encoder(self, last: AbstractEncoder, fresh: AbstractEncoder) -> AbstractEncoder:
-        if self.keep_encoder or not self.keep_features:
-            return super().next_encoder(last, fresh)
+        if not self.keep_features:
+            return fresh
         assert isinstance(last, GaussianEncoder)
         return last.at_prior()
 
@@ -59,10 +61,10 @@ class PPO(AbstractClippedLearner):
         assert isinstance(encoder, GaussianEncoder)
         mean, std = encoder.distribution(observation)
         log_ratio = log_density(latent, mean, std) - extras
-        seed_sharding = entropy_after_tanh(mean, std) if self.on_actions else entropy(std)
+        of_action = entropy_after_tanh(mean, std) if self.on_actions else entropy(std)
         mean_square = jnp.mean(mean**2)
         return PolicyTerms(
             log_ratio[None],
-            self.latent_coefficient * (mean_square + jnp.mean(std**2)) - self.entropy_coefficient * seed_sharding,
-            {"entropy": seed_sharding, "latent_mean_square": mean_square, "latent_std": jnp.mean(std)},
+            self.latent_coefficient * (mean_square + jnp.mean(std**2)) - self.entropy_coefficient * of_action,
+            {"entropy": of_action, "latent_mean_square": mean_square, "latent_std": jnp.mean(std)},
         )

@@ -1,7 +1,7 @@
 """Relative entropy pathwise policy optimisation: on-policy, with gradients through a categorical critic."""
 
 import math
-from typing import Any
+from typing import Any, final
 
 import equinox as eqx
 import jax
@@ -30,13 +30,13 @@ _CONFIDENCE = 40.0  # of a fresh critic, in nats, that every value is 0
 
 
 class Critic(eqx.Module):
-    """A distribution over the value of an observation and a latent.
+    """A categorical distribution over the value of an observation and a latent.
 
     **Attributes:**
 
-    - `trunk`: makes features of both.
-    - `head`: makes logits of bins of the features.
-    - `outlook`: makes of the features those of the next step, and the reward; `None` where that is not learned.
+    - `trunk`: maps both to features.
+    - `head`: maps features to logits of the bins.
+    - `auxiliary_head`: predicts the features of the next step and the reward; `None` without the auxiliary loss.
     """
 
     trunk: eqx.nn.MLP
@@ -45,18 +45,27 @@ class Critic(eqx.Module):
 
 
 class REPPOState(eqx.Module):
-    """What REPPO carries from update to update."""
+    """The state of REPPO.
+
+    **Attributes:**
+
+    - `encoder`: the policy.
+    - `averaged_encoder`: an exponential moving average of the encoder's weights.
+    - `critic`: the critic.
+    - `log_temperature`, `log_multiplier`: logarithms of α and β.
+    - `optimiser_states`: Adam's, for the encoder, the critic and both logarithms.
+    """
 
     encoder: GaussianEncoder
-    averaged_encoder: GaussianEncoder  # its weights are a running average of the encoder's
+    averaged_encoder: GaussianEncoder
     critic: Critic
     log_temperature: Float[Array, ""]
     log_multiplier: Float[Array, ""]
-    optimiser_states: tuple[PyTree, PyTree, PyTree]  # of encoder, critic, and both logarithms
+    optimiser_states: tuple[PyTree, PyTree, PyTree]
 
 
 class Batch(eqx.Module):
-    """Steps to learn from, in any order."""
+    """Steps to learn from, as one flat batch."""
 
     observation: Float[Array, "batch observation"]
     latent: Float[Array, "batch latent"]
@@ -66,47 +75,49 @@ class Batch(eqx.Module):
     target: Float[Array, " batch"]
 
 
+@final
 class REPPO(AbstractLearner[REPPOState]):
     """Relative entropy pathwise policy optimisation of a Gaussian encoder, with the values of its paper.
 
-    It has neither a replay buffer nor target networks. One iteration gathers
-    `num_envs * unroll_length * num_unrolls` steps, computes the values to learn once, and takes
-    `num_epochs * num_minibatches` pairs of gradient steps: the critic towards the values, then the encoder up the
-    critic. The encoder is held near the one that gathered the steps by a bound on their divergence, and near the prior
-    by a second one: N(0, I) on latents, the uniform distribution on actions, which bounds the entropy from below.
+    There is no replay buffer and no target network. One iteration gathers `num_envs * unroll_length * num_unrolls`
+    steps, computes the value targets once, and takes `num_epochs * num_minibatches` pairs of gradient steps: first the
+    critic towards the targets, then the encoder up the gradient of the critic. One bound keeps the encoder near the old
+    encoder, which gathered the steps. A second one keeps it near the prior: N(0, I) on latents, the uniform
+    distribution on actions, where it is a bound on the entropy.
 
     **Arguments:**
 
-    - `num_envs`: environments side by side.
-    - `unroll_length`, `num_unrolls`: steps in a row of each environment, and how many times as many in one iteration.
-    - `num_minibatches`, `num_epochs`: how the steps of one iteration are learned from.
+    - `num_envs`: the number of parallel environments.
+    - `unroll_length`, `num_unrolls`: their product is the number of steps of each environment in one iteration.
+    - `num_minibatches`, `num_epochs`: gradient steps per pass, and passes over the steps of one iteration.
     - `policy_width`, `policy_depth`, `value_width`, `value_depth`: hidden layers.
-    - `policy_norm`, `value_norm`: whether a layer norm follows each of them.
+    - `policy_norm`, `value_norm`: whether a layer norm follows each hidden layer.
     - `num_bins`: of the critic.
-    - `auxiliary_loss`: the critic also learns to predict the reward and its own features of the next step.
-    - `kl_mode`: `"clipped"` follows the critic only where the divergence from the old encoder is below its bound;
-        `"full"` follows it everywhere, less the weighted divergence; `"none"` lets the encoder go where it likes.
+    - `auxiliary_loss`: the critic also predicts the reward and its own features of the next step.
+    - `kl_mode`: with `"clipped"` the encoder follows the critic where its divergence from the old encoder is below the
+        bound, and goes back elsewhere; with `"full"` the weighted divergence is a penalty everywhere; with `"none"`
+        there is no bound.
     - `on_actions`: latents are actions before `tanh`, which the critic sees after it, and the prior is uniform.
     - `keep_critic`: keep the critic and the statistics of observations from stage to stage.
     - `keep_encoder`: keep the encoder from stage to stage: an ablation.
     - `keep_features`: begin a stage with the encoder's hidden layers under a fresh last layer.
-    - `learn_temperature`: move the temperature such that the divergence from the prior settles at its target.
+    - `learn_temperature`: adapt the temperature, so that the divergence from the prior settles at its target.
     - `learning_rate`: Adam's, for encoder and critic.
     - `dual_learning_rate`: Adam's, for the logarithms of temperature and multiplier.
     - `learning_rate_decay`: the share of the learning rates that a linear decay takes away by the end of a run.
     - `max_gradient_norm`: gradients of a greater global norm are scaled down to it.
     - `discount`, `trace_decay`: γ and λ.
     - `reward_scale`: multiplies rewards before anything is learned from them.
-    - `lowest_value`, `highest_value`: the range of the critic's bins; `None` for what rewards between -0.1 and 1.2 add
-        up to, after scaling. The metric `out_of_range` says how many values lie outside.
-    - `auxiliary_loss_coefficient`: weight of the error of the outlook.
+    - `lowest_value`, `highest_value`: the range of the critic's bins; `None` for the discounted sums of rewards from
+        -0.1 to 1.2, after scaling. The metric `out_of_range` is the share of targets outside.
+    - `auxiliary_loss_coefficient`: weight of the auxiliary loss.
     - `target_divergence`: where KL(encoder ‖ prior) is to settle, in nats per dimension. An entropy of -0.5 per
         dimension is 1.19 with `on_actions`.
     - `initial_temperature`: weight α of the divergence from the prior.
     - `kl_bound`: on KL(old encoder ‖ encoder), in nats.
     - `initial_multiplier`: weight β of that divergence.
-    - `average_decay`: share of the old weights that an iteration leaves in the averaged encoder, which is evaluated and
-        kept; 0 for the newest encoder itself.
+    - `average_decay`: decay per iteration of the averaged encoder, which is the one that is evaluated; 0 for the newest
+        encoder.
 
     ??? cite "Reference"
 
@@ -159,7 +170,7 @@ class REPPO(AbstractLearner[REPPOState]):
             normalised=self.policy_norm,
         )
         width, depth = self.value_width, self.value_depth
-        # The features are the output of the last hidden layer, so that the head is a single layer.
+        # The features are the output of the last hidden layer, so the head is a single layer.
         trunk = mlp(
             observation_size + latent_size,
             width,
@@ -219,8 +230,8 @@ class REPPO(AbstractLearner[REPPOState]):
             return
         if (self.lowest_value is None or self.highest_value is None) and not _differs_from_one(self.discount):
             raise InputError(
-                "with learner.discount = 1 values have no bound that follows from it: give learner.lowest_value and "
-                "learner.highest_value."
+                "with learner.discount = 1 the range of values does not follow from the rewards: give "
+                "learner.lowest_value and learner.highest_value."
             )
         bins = self._bins
         if not np.all(np.asarray(bins.lowest) < np.asarray(bins.highest)):
@@ -230,7 +241,7 @@ class REPPO(AbstractLearner[REPPOState]):
             )
         if not self.auxiliary_loss and np.any(np.asarray(self.auxiliary_loss_coefficient) > 0):
             raise InputError(
-                "learner.auxiliary_loss_coefficient is above 0, and the critic has no outlook to learn: set "
+                "learner.auxiliary_loss_coefficient is above 0, and the critic has no auxiliary head: set "
                 "learner.auxiliary_loss to true."
             )
 
@@ -256,7 +267,7 @@ class REPPO(AbstractLearner[REPPOState]):
             return jax.lax.scan(step, learner_state, (minibatches, jax.random.split(step_key, self.num_minibatches)))
 
         learner_state, metrics = jax.lax.scan(epoch, learner_state, jax.random.split(key, self.num_epochs))
-        # Only now: with other statistics the encoder would be another one than that which gathered the steps.
+        # The statistics change after the gradient steps: otherwise the old encoder would not be the one that acted.
         statistics = learner_state.encoder.statistics.update(experience.observation)
         encoder = eqx.tree_at(lambda e: e.statistics, learner_state.encoder, statistics)
         learner_state = eqx.tree_at(
@@ -295,17 +306,17 @@ class REPPO(AbstractLearner[REPPOState]):
         return eqx.combine(mixed, rest)
 
     def _batch(self, learner_state: REPPOState, experience: Experience, key: RandomKey) -> Batch:
-        """Everything that the gradient steps of one iteration need, computed once, in one flat list of steps."""
+        """Computes the targets once, and flattens the experience into one batch."""
         shape = experience.reward.shape
         steps = (experience.observation, experience.latent, experience.next_observation)
         observation, latent, next_observation = (leaf.reshape(-1, leaf.shape[-1]) for leaf in steps)
         next_latent, next_divergence = self._draw(learner_state.encoder, next_observation, key)
         next_value = self._values(learner_state.critic, learner_state.encoder.statistics, next_observation, next_latent)
-        # A next step also pays for how far its latent strays from the prior.
-        next_value = next_value - jnp.exp(learner_state.log_temperature) * next_divergence
         reward = self.reward_scale * experience.reward
+        # A step also pays for how far the next latent strays from the prior.
+        cost = self.discount * jnp.exp(learner_state.log_temperature) * next_divergence.reshape(shape)
         target = lambda_returns(
-            reward,
+            reward - jnp.where(experience.terminated, 0.0, cost),
             next_value.reshape(shape),
             experience.terminated,
             experience.truncated,
@@ -322,7 +333,7 @@ class REPPO(AbstractLearner[REPPOState]):
         statistics, bins = learner_state.encoder.statistics, self._bins
         width = max(self.policy_width, self.value_width)
 
-        # The critic, towards the values.
+        # The critic, towards the targets.
         trainable, rest = split_trainable(learner_state.critic)
 
         def critic_loss(trainable: PyTree, steps: Batch) -> tuple[Float[Array, ""], dict[str, Array]]:
@@ -367,7 +378,7 @@ class REPPO(AbstractLearner[REPPOState]):
         gradient, metrics = mean_gradient(policy_loss, trainable, (batch, noise), width)
         encoder, encoder_state = self._moved(learner_state.encoder, gradient, encoder_state, scale * self.learning_rate)
 
-        # Temperature and multiplier, up where what they weigh is above its target.
+        # Temperature and multiplier rise where the divergence that they weigh is above its target.
         excess = metrics["divergence"] - self.target_divergence * batch.latent.shape[-1]
         duals = (learner_state.log_temperature, learner_state.log_multiplier)
         gradient = (
@@ -384,7 +395,7 @@ class REPPO(AbstractLearner[REPPOState]):
         return learner_state, {**critic_metrics, **metrics, "temperature": temperature, "multiplier": multiplier}
 
     def _moved(self, part: PyTree, gradient: PyTree, state: PyTree, rate: Real) -> tuple[Any, PyTree]:
-        """A part after a gradient step, and the state of its optimiser."""
+        """Applies a gradient step, and returns the state of the optimiser as well."""
         updates, state = self._optimiser().update(gradient, state)
         return eqx.apply_updates(part, jax.tree.map(lambda update: -rate * update, updates)), state
 
@@ -420,7 +431,7 @@ class REPPO(AbstractLearner[REPPOState]):
     def _auxiliary_loss(
         self, critic: Critic, statistics: RunningStatistics, features: Float[Array, "batch features"], steps: Batch
     ) -> Float[Array, ""] | float:
-        """How far the features of the next step, and the reward, are from what the features of this one foretell."""
+        """The error of the features of the next step and of the reward, as predicted from the features of this one."""
         if critic.auxiliary_head is None:
             return 0.0
         following = self._features(critic, statistics, steps.next_observation, steps.next_latent)
@@ -429,6 +440,6 @@ class REPPO(AbstractLearner[REPPOState]):
 
 
 def _differs_from_one(discount: Real) -> bool:
-    """Whether a discount is below 1; of one that is being traced it was checked before."""
+    """Whether a discount is below 1. A traced one was checked before."""
     is_traced = isinstance(discount, jax.core.Tracer)  # pyright: ignore[reportAttributeAccessIssue]
     return is_traced or not np.any(np.asarray(discount) == 1)

@@ -1,7 +1,7 @@
 """Soft actor-critic in the latent space: off-policy, with a replay buffer."""
 
 import dataclasses
-from typing import Any
+from typing import Any, final
 
 import equinox as eqx
 import flashbax
@@ -24,7 +24,7 @@ from ._encoder import GaussianEncoder
 
 
 class Transition(eqx.Module):
-    """One step, as the replay buffer holds it."""
+    """One step in the replay buffer."""
 
     observation: Float[Array, "*batch observation"]
     latent: Float[Array, "*batch latent"]
@@ -34,53 +34,63 @@ class Transition(eqx.Module):
 
 
 class SACState(eqx.Module):
-    """What SAC carries from update to update."""
+    """The state of SAC.
+
+    **Attributes:**
+
+    - `encoder`: the policy.
+    - `critics`, `target_critics`: two of each, with a leading axis.
+    - `log_temperature`: logarithm of α.
+    - `optimiser_states`: Adam's, for the encoder, the critics and the logarithm.
+    - `buffer`: flashbax's replay buffer.
+    - `num_seen`: steps of experience since the stage began.
+    """
 
     encoder: GaussianEncoder
-    critics: eqx.nn.MLP  # two, with a leading axis
+    critics: eqx.nn.MLP
     target_critics: eqx.nn.MLP
     log_temperature: Float[Array, ""]
-    optimiser_states: tuple[PyTree, PyTree, PyTree]  # of encoder, critics and temperature
-    buffer: PyTree  # flashbax's
-    num_seen: Array  # steps of experience since the stage began
+    optimiser_states: tuple[PyTree, PyTree, PyTree]
+    buffer: PyTree
+    num_seen: Array
 
 
+@final
 class SAC(AbstractLearner[SACState]):
     """Soft actor-critic of a Gaussian encoder, with the values of the GoRL paper.
 
-    A latent is the action of a decision process whose dynamics contain the frozen decoder: critics are functions of
-    observation and latent, and no gradient goes through the decoder. In place of the entropy of actions the return is
-    traded against the divergence `KL(encoder ‖ prior)`, whose prior is N(0, I): latents stay where the decoder was
-    fitted. With `on_actions` the prior is the uniform distribution of actions, and this is plain soft actor-critic:
-    entropy is the number `size log 2` less that divergence.
+    A latent is the action of a decision process whose dynamics contain the frozen decoder. Critics are functions of the
+    observation and the latent, and no gradient passes the decoder. The divergence `KL(encoder ‖ prior)` replaces the
+    entropy. The prior is N(0, I), so latents stay where the decoder was fitted. With `on_actions` the prior is the
+    uniform distribution, and this is plain soft actor-critic: the entropy is `size log 2` minus that divergence.
 
     One iteration gathers `num_envs * unroll_length * num_unrolls` steps, adds them to the replay buffer, and takes
     `updates_per_step` gradient steps for each step of the environments side by side. A new stage begins with an empty
-    buffer: what a latent did under another decoder says nothing.
+    buffer, as a latent means something else under another decoder.
 
     **Arguments:**
 
-    - `num_envs`: environments side by side.
-    - `unroll_length`, `num_unrolls`: steps in a row of each environment, and how many times as many in one iteration.
-    - `updates_per_step`: gradient steps per step of all environments side by side.
+    - `num_envs`: the number of parallel environments.
+    - `unroll_length`, `num_unrolls`: their product is the number of steps of each environment in one iteration.
+    - `updates_per_step`: gradient steps per step of all environments together.
     - `batch_size`: transitions in one gradient step.
     - `buffer_size`: transitions that the replay buffer holds.
     - `policy_width`, `policy_depth`, `value_width`, `value_depth`: hidden layers.
     - `keep_encoder`: keep the encoder from stage to stage: an ablation.
     - `on_actions`: latents are actions before `tanh`, which the critics see after it, and the prior is uniform.
-    - `learn_temperature`: move the temperature such that the divergence settles at `target_divergence`.
+    - `learn_temperature`: adapt the temperature, so that the divergence settles at `target_divergence`.
     - `learning_rate`: Adam's, for encoder, critics and temperature.
     - `discount`: γ.
-    - `tau`: how far the target critics move towards the critics in one gradient step, τ.
+    - `tau`: τ, the step of the target critics towards the critics.
     - `reward_scale`: multiplies rewards before anything is learned from them.
     - `initial_temperature`: of the divergence, α.
     - `target_divergence`: where KL(encoder ‖ prior) is to settle, in nats per dimension. The usual target entropy of -1
         per dimension is 1.69 with `on_actions`.
     - `learning_starts`: steps of experience in a stage before the first gradient step.
-    - `encoder_starts`: steps of experience before the first gradient step of encoder and temperature, if that is later.
-        Until then a stage's fresh critics learn what latents from the prior are worth; before they know, they only lead
+    - `encoder_starts`: the same before the first gradient step of the encoder and the temperature, if that is later.
+        Until then fresh critics learn the values of latents from the prior. Before they have, they only lead
         the encoder away from what the decoder does well.
-    - `memory_limit`: the largest replay buffer allowed, in MiB; several seeds side by side have one each.
+    - `memory_limit`: the largest replay buffer allowed, in MiB. Every seed has a buffer of its own.
 
     ??? cite "Reference"
 
@@ -144,6 +154,9 @@ class SAC(AbstractLearner[SACState]):
     def encoder(self, learner_state: SACState) -> GaussianEncoder:
         return learner_state.encoder
 
+    def evaluated_encoder(self, learner_state: SACState) -> GaussianEncoder:
+        return learner_state.encoder
+
     def metric_names(self) -> tuple[str, ...]:
         return ("critic_loss", "policy_loss", "value", "divergence", "temperature", "latent_mean_square", "latent_std")
 
@@ -177,14 +190,14 @@ class SAC(AbstractLearner[SACState]):
         num_seen = learner_state.num_seen + experience.reward.size
         begun = num_seen >= self.learning_starts
         encoder_begun = begun & (num_seen >= self.encoder_starts)
-        # Gradient steps only read the buffer, and must not carry it around.
+        # Gradient steps only read the buffer, so the scan does not carry it.
         learned = eqx.tree_at(lambda m: (m.buffer, m.num_seen), learner_state, (None, num_seen))
 
         def step(learner_state: SACState, key: RandomKey) -> tuple[SACState, dict[str, Array]]:
             sample_key, learn_key = jax.random.split(key)
             batch = self._buffer().sample(buffer, sample_key).experience
             after, metrics = self._gradient_step(learner_state, batch, learn_key)
-            # Under vmap over seeds a branch would run both ways as well, and this says so.
+            # Not a branch: under vmap over seeds both sides of one would run as well.
             after = optax.tree.where(begun, after, learner_state)
             return eqx.tree_at(
                 _actor, after, optax.tree.where(encoder_begun, _actor(after), _actor(learner_state))
@@ -201,13 +214,13 @@ class SAC(AbstractLearner[SACState]):
         temperature = jnp.exp(learner_state.log_temperature)
         encoder_state, critic_state, temperature_state = learner_state.optimiser_states
 
-        # The critics, towards what the encoder would get from the next state on.
+        # The critics, towards the reward and the value of the next state.
         next_latent, next_divergence = self._draw(learner_state.encoder, batch.next_observation, next_key)
         next_value = jnp.min(
             self._values(learner_state.target_critics, learner_state.encoder, batch.next_observation, next_latent), 0
         )
-        going_on = self.discount * jnp.where(batch.terminated, 0.0, 1.0)
-        target = self.reward_scale * batch.reward + going_on * (next_value - temperature * next_divergence)
+        discount = self.discount * jnp.where(batch.terminated, 0.0, 1.0)
+        target = self.reward_scale * batch.reward + discount * (next_value - temperature * next_divergence)
 
         def critic_loss(critics: eqx.nn.MLP) -> Float[Array, ""]:
             values = self._values(critics, learner_state.encoder, batch.observation, batch.latent)
@@ -223,7 +236,7 @@ class SAC(AbstractLearner[SACState]):
         def policy_loss(trainable: PyTree) -> tuple[Float[Array, ""], tuple[Array, Array]]:
             encoder = eqx.combine(trainable, rest)
             latent, divergence = self._draw(encoder, batch.observation, latent_key)
-            # The gradient of jnp.min divides by how many entries equal the result: by none where XLA rounds them twice.
+            # Not jnp.min: its gradient divides by the number of entries that equal the result, which may be 0.
             value = jnp.minimum(*self._values(critics, learner_state.encoder, batch.observation, latent))
             return jnp.mean(temperature * divergence - value), (divergence, value)
 
@@ -231,7 +244,7 @@ class SAC(AbstractLearner[SACState]):
         updates, encoder_state = self._optimiser().update(gradient, encoder_state)
         encoder = eqx.combine(eqx.apply_updates(trainable, updates), rest)
 
-        # The temperature, up where the divergence is above its target.
+        # The temperature rises where the divergence is above its target.
         log_temperature = learner_state.log_temperature
         if self.learn_temperature:
             excess = jnp.mean(divergence) - self.target_divergence * batch.latent.shape[-1]
@@ -295,6 +308,6 @@ class SAC(AbstractLearner[SACState]):
 
 
 def _actor(learner_state: SACState) -> tuple[PyTree, ...]:
-    """What stands still until the encoder learns."""
+    """What does not change before the encoder learns."""
     encoder_state, _, temperature_state = learner_state.optimiser_states
     return learner_state.encoder, learner_state.log_temperature, encoder_state, temperature_state
