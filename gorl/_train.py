@@ -1,7 +1,13 @@
 """The stage loop: the one page that explains the whole system.
 
-A run is a scan over its schedule (`gorl.make_schedule`). Each step does one of three things: it learns, it evaluates,
-or it refines the decoder. `gorl.iterate` is a Python loop over the same steps.
+    for stage in stages:
+        evaluate
+        repeat: learn, and evaluate at every interval
+        if it is not the last stage: refine
+    evaluate the best policy
+
+This order is the schedule of a run (`gorl.make_schedule`), and a run is a scan over it. `gorl.iterate` is a Python loop
+over the same steps.
 """
 
 import dataclasses
@@ -71,9 +77,9 @@ def _train(
     config: Config, env: EpisodicEnv, key: RandomKey, on_evaluation: Callable[[EvaluationRecord], None] | None
 ) -> Result:
     schedule = make_schedule(config)
-    phases = list(phase_functions(on_evaluation).values())
+    functions = phase_functions(on_evaluation)
     # With one stage there is nothing to refine, and nothing of it to compile.
-    phases = phases[: Phase.REFINE] if config.num_stages == 1 else phases
+    phases = [functions[phase] for phase in Phase if phase != Phase.REFINE or config.num_stages > 1]
 
     def any_phase(
         config: Config, env: EpisodicEnv, state: TrainState, step: ScheduleStep, key: RandomKey
@@ -106,7 +112,7 @@ def advance(
         state = phase(config, env, state, step, jax.random.fold_in(run_key, step.index))
         return dataclasses.replace(state, index=jnp.asarray(step.index + 1, jnp.int32))
 
-    return sequential_vmap(one_run)(config, state, step)
+    return sequential_vmap(one_run)(config, state, step)  # on a CPU, seeds one after the other
 
 
 def init(config: Config, env: EpisodicEnv, schedule: Schedule, key: RandomKey) -> TrainState:
@@ -115,8 +121,7 @@ def init(config: Config, env: EpisodicEnv, schedule: Schedule, key: RandomKey) -
     learner_state = config.learner.init(env.observation_size, env.action_size, learner_key)
     statistics = RunningStatistics.empty(env.observation_size)
     decoder = config.decoder.init(statistics, env.action_size, decoder_key)
-    no = jnp.zeros((), bool)
-    policy = _policy(env, config.learner.encoder(learner_state), StagedDecoder(decoder, no))
+    policy = _policy(env, config.learner.encoder(learner_state), StagedDecoder(decoder, fitted=jnp.zeros((), bool)))
     num_refinements = config.num_stages - 1
     return TrainState(
         key=key,
@@ -124,7 +129,7 @@ def init(config: Config, env: EpisodicEnv, schedule: Schedule, key: RandomKey) -
         learner_state=learner_state,
         decoder=decoder,
         rollout_state=_fresh_rollout_state(config, env, rollout_key),
-        best=Best(_no_return(), policy, no),
+        best=Best(_no_return(), policy, is_known=jnp.zeros((), bool)),
         diverged_at=jnp.full((), -1, jnp.int32),
         divergence=jnp.asarray(Divergence.NONE, jnp.int32),
         returns=nans(schedule.num_evaluations, config.evaluation_episodes),
@@ -166,10 +171,10 @@ def _evaluate(
     policy = optax.tree.where(step.is_final, state.best.policy, current)
     played = play_episodes(env, policy, key, config.evaluation_episodes)
     # A policy of NaN ends its episodes at once, which can look better than a policy that gets nowhere.
-    own = first_of(
+    of_policy = first_of(
         (~all_finite(policy.encoder), Divergence.PARAMETERS), (~all_finite(policy.decoder), Divergence.DECODER)
     )
-    is_sound = own == Divergence.NONE
+    is_sound = of_policy == Divergence.NONE
     returns = jnp.where(is_sound, played.returns, jnp.nan)
     mean_return = jnp.mean(returns)
     is_known = jnp.isfinite(mean_return)
@@ -183,7 +188,7 @@ def _evaluate(
     state = dataclasses.replace(
         state, best=best, returns=state.returns.at[step.evaluation].set(returns), metrics=metrics
     )
-    return _record_divergence(state, step, jnp.where(is_sound, jnp.max(played.divergence), own))
+    return _record_divergence(state, step, jnp.where(is_sound, jnp.max(played.divergence), of_policy))
 
 
 def _refine(config: Config, env: EpisodicEnv, state: TrainState, step: ScheduleStep, key: RandomKey) -> TrainState:
@@ -210,7 +215,7 @@ def _refine(config: Config, env: EpisodicEnv, state: TrainState, step: ScheduleS
 
 
 def result(config: Config, schedule: Schedule, state: TrainState) -> Result:
-    """What a run leaves behind whose last state is `state`."""
+    """The result of a run that ended in `state`."""
     points = schedule.curve
     curve = Curve(
         jnp.asarray(points.iterations),
@@ -232,14 +237,14 @@ def _policy(env: EpisodicEnv, encoder: AbstractEncoder, decoder: StagedDecoder) 
 
 
 def _staged(state: TrainState, step: ScheduleStep) -> StagedDecoder:
-    """The decoder of a stage: the identity in the first. The schedule says so, which has no batch axis under `vmap`."""
+    """The decoder of a stage: the identity in the first. The stage is the schedule's, which has no batch axis."""
     return StagedDecoder(state.decoder, jnp.asarray(step.stage > 0))
 
 
 def _fresh_rollout_state(config: Config, env: EpisodicEnv, key: RandomKey) -> RolloutState:
     """The training environments as a stage begins."""
-    env, num_envs = env.in_training, config.learner.num_envs
-    return RolloutState.staggered(env, num_envs, key) if config.env.staggered else RolloutState.empty(env, num_envs)
+    training, num_envs, staggered = env.in_training, config.learner.num_envs, config.env.staggered
+    return RolloutState.staggered(training, num_envs, key) if staggered else RolloutState.empty(training, num_envs)
 
 
 def _no_return() -> Float[Array, ""]:
