@@ -94,9 +94,7 @@ def _train(
     return result(config, schedule, state)
 
 
-def phase_functions(
-    on_evaluation: Callable[[EvaluationRecord], None] | None = None,
-) -> dict[Phase, PhaseFunction]:
+def phase_functions(on_evaluation: Callable[[EvaluationRecord], None] | None = None) -> dict[Phase, PhaseFunction]:
     """What each phase does."""
     evaluate = functools.partial(_evaluate, on_evaluation=on_evaluation)
     return {Phase.LEARN: _learn, Phase.EVALUATE: evaluate, Phase.REFINE: _refine}
