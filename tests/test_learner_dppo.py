@@ -107,7 +107,7 @@ def test_there_is_one_ratio_per_step(steps):
     assert np.abs(expected).max() > 0.03
     found = small_dppo().policy_terms(elsewhere, observation, action, chain)
     np.testing.assert_allclose(found.log_ratio, expected, rtol=1e-3, atol=1e-4)
-    assert found.cost == 0
+    assert found.regulariser == 0
     assert set(found.metrics) == set(small_dppo().policy_metric_names())
 
 

@@ -132,11 +132,11 @@ def brax_loss(ppo, learner_state, experience, normalize_advantage):
             jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), transitions),
             jax.random.key(0),
             brax_networks,
-            entropy_coefficient=ppo.entropy_coefficient,
+            entropy_cost=ppo.entropy_coefficient,
             discounting=ppo.discount,
             reward_scaling=ppo.reward_scale,
             gae_lambda=ppo.gae_lambda,
-            clipping_epsilon=ppo.clip,
+            clipping_epsilon=ppo.clip_epsilon,
             normalize_advantage=normalize_advantage,
             vf_coefficient=2 * ppo.value_loss_coefficient,  # Brax halves the squared error
         )
@@ -226,7 +226,7 @@ def test_a_step_along_the_entropys_gradient_makes_actions_more_random():
     @compiled
     @jax.grad
     def gradient(trainable):
-        return ppo.policy_terms(eqx.combine(trainable, rest), observation, latent, log_density).cost
+        return ppo.policy_terms(eqx.combine(trainable, rest), observation, latent, log_density).regulariser
 
     downhill = jax.tree.map(jnp.negative, gradient(trainable))
 

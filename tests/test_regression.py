@@ -300,7 +300,7 @@ def test_each_epoch_of_fitting_meets_fresh_noise():
     ("changes", "message"),
     [
         ({"stride": 17}, "stride = 17 is more than the 16 steps of an episode: set it to 1"),
-        ({"num_validation_episodes": 6}, "num_heldout = 6 leaves none of the 6 episodes"),
+        ({"num_validation_episodes": 6}, "num_validation_episodes = 6 leaves none of the 6 episodes"),
         ({"batch_size": 65}, "batch_size = 65 is more than the 64 pairs"),
         ({"stride": 3, "batch_size": 21}, "batch_size = 21 is more than the 20 pairs .*at most 20"),
     ],

@@ -460,7 +460,7 @@ def test_a_seed_that_diverges_keeps_its_best_policy_from_before(tiny, side_by_si
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(result.policy))
     assert np.isfinite(result.returns).all()
     _, begin = next((step, state) for step, state in broken if step.stage == 1 and step.phase == Phase.EVALUATE)
-    kept, first = (jax.tree.leaves(encoder) for encoder in (result.policy.encoder, seed(begin, 1).best.encoder))
+    kept, first = (jax.tree.leaves(encoder) for encoder in (result.policy.encoder, seed(begin, 1).best.policy.encoder))
     assert all(map(np.array_equal, kept, first))
 
 
@@ -531,7 +531,7 @@ def test_a_stage_without_a_finite_evaluation_keeps_the_policy_of_the_one_before(
     *_, (_, last) = gorl.iterate(tiny, broken)
     result, before = gorl.finish(tiny, last), watched[index - 1][1]
     assert not result.policy.decoder.fitted
-    assert_same(result.policy.encoder, before.best.encoder)
+    assert_same(result.policy.encoder, before.best.policy.encoder)
     assert_same(result.policy.decoder.decoder, before.decoder)
     assert np.isfinite(result.returns).all()
     assert result.divergence == gorl.Divergence.PARAMETERS
