@@ -1,6 +1,7 @@
 import dataclasses
 import gc
 import itertools
+import subprocess
 import sys
 import warnings
 import weakref
@@ -10,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from quick import quick_environment
 
 import gorl
 from gorl._env import load_environment
@@ -942,3 +944,19 @@ def test_an_environment_that_is_loaded_again_compiles_nothing_again(counting, ma
     compilations.clear()
     np.testing.assert_array_equal(returns(), once)
     assert not compilations
+
+
+WITHOUT_WARP = """
+import importlib.util, sys
+import gorl
+
+gorl.load_environment(gorl.EnvConfig("PointMass"))
+assert "warp" not in sys.modules and "mujoco.mjx" in sys.modules
+assert importlib.util.find_spec("warp") is not None  # it can be imported afterwards
+"""
+
+
+def test_a_cpu_does_not_import_warp():
+    # In a process that has imported nothing yet.
+    done = subprocess.run([sys.executable, "-c", WITHOUT_WARP], env=quick_environment(), capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr

@@ -5,6 +5,7 @@ from typing import Any
 
 from .._errors import InputError
 from ._base import EnvConfig
+from ._implementation import import_mjx
 from ._scene import Pose, Scene
 
 # Observation and action sizes; see `_playground.TASKS` for why they stand here.
@@ -27,6 +28,7 @@ BACKENDS = ("spring", "positional", "generalized", "mjx")
 
 def load(config: EnvConfig) -> Any:
     """The Brax environment that `config` names."""
+    import_mjx()
     try:
         from brax import envs
 

@@ -1,5 +1,10 @@
 """The implementations of MuJoCo's physics, by name."""
 
+import contextlib
+import importlib
+import io
+import sys
+
 import jax
 
 from .._errors import InputError, unknown_name
@@ -39,6 +44,23 @@ def check_implementation(implementation: str) -> None:
     """
     if implementation not in IMPLEMENTATIONS:
         raise unknown_name("implementation of the physics", implementation, IMPLEMENTATIONS)
+
+
+def import_mjx() -> None:
+    """Imports MJX for the first time in this process, without Warp where no CUDA device can run it.
+
+    Importing Warp takes 1.5 seconds, a third of what every process imports. MJX in JAX does not need it, and MJX with
+    Warp is refused without a CUDA device. A program that has imported either of them keeps both as they are, and Warp
+    can be imported by itself afterwards.
+    """
+    if "mujoco.mjx" in sys.modules or "warp" in sys.modules or _has_cuda():
+        return
+    sys.modules["warp"] = None  # pyright: ignore[reportArgumentType]
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # MJX prints that it has not found Warp
+            importlib.import_module("mujoco.mjx")
+    finally:
+        del sys.modules["warp"]
 
 
 def _has_cuda() -> bool:

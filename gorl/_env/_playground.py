@@ -5,7 +5,7 @@ from typing import Any
 
 from .._errors import InputError
 from ._base import EnvConfig
-from ._implementation import implementation_or_default
+from ._implementation import implementation_or_default, import_mjx
 from ._scene import Pose, Scene
 
 # Observation and action sizes, so that listing them neither imports MuJoCo nor traces every task. A test compares them
@@ -41,6 +41,7 @@ TASKS: dict[str, tuple[int, int]] = {
 
 def load(config: EnvConfig) -> Any:
     """The MuJoCo Playground environment that `config` names."""
+    import_mjx()
     try:
         from mujoco_playground import dm_control_suite
 

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float
 from .._errors import InputError, unknown_name
 from .._tree import all_finite
 from .._types import RandomKey
+from ._implementation import import_mjx
 
 
 @runtime_checkable
@@ -176,6 +177,7 @@ class MujocoEnv(abc.ABC):
 
     def by(self, implementation: str | None) -> "MujocoEnv":
         """This task, simulated by an implementation (see `gorl.EnvConfig`)."""
+        import_mjx()
         from ._mujoco import simulated_by
 
         return simulated_by(self, implementation)
