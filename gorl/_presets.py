@@ -152,7 +152,8 @@ _LAPTOP = (
         staged=True,
     ),
     # CheetahRun, one seed each: 546 after 1.25 million steps; with a layer norm in the critic as well 338. Without any
-    # norm 583 after two million; then with eight epochs 501, and with the duals at 1e-3 426.
+    # norm 583 after two million; then with eight epochs 501, and with the duals at 1e-3 426. Aiming at less entropy (a
+    # divergence of 1.69) learns faster up to 1.5 million steps and ends lower: 678 for 733, three seeds each.
     _Rule(
         {
             "env.training_length": None,
@@ -170,9 +171,6 @@ _LAPTOP = (
         },
         learner=REPPO,
     ),
-    # An entropy of -1 per dimension: CheetahRun after 1.5 million steps has 529 (seeds 100 to 102: 567, 526, 493), and
-    # with the paper's -0.5 it has 420 (457, 634, 168).
-    _Rule({"learner.target_divergence": 1.69}, method="reppo"),
 )
 
 _SCALES = {"laptop": _LAPTOP, "paper": _PAPER}
