@@ -51,9 +51,7 @@ def parse_settings(
     """The values that `--set FIELD=VALUE` gives to fields of a config, or to the allowed ones, by dotted name."""
     values = {}
     for setting in settings or []:
-        name, separator, text = (part.strip() for part in setting.partition("="))
-        if not separator:
-            raise gorl.InputError(f"--set {setting} sets nothing: write it as FIELD=VALUE.")
+        name, text = gorl.internal.split_setting(setting)
         if allowed is not None and name not in allowed:
             raise gorl.internal.unknown_name("field that --set may set here", name, allowed)
         values[name] = gorl.internal.parse(config, name, text)

@@ -93,7 +93,7 @@ class Cell:
         """The mean return at the end with the ends of its interval, and how many seeds are not in it."""
         returns = self.curve()[1][:, -1]
         found, diverged = gorl.internal.interval(returns), int(np.sum(~np.isfinite(returns)))
-        text = f"{found.mean:.1f} [{found.low:.1f}, {found.high:.1f}]"
+        text = f"{found.mean:.1f} {found.ends}"
         return text + f" ({diverged} of {len(returns)} seeds diverged)" * bool(diverged)
 
     def row(self) -> dict[str, Any]:

@@ -67,7 +67,7 @@ def _show(run: Run, seeds: list[int], returns: np.ndarray, overall: np.ndarray, 
 def _metrics(values: np.ndarray) -> tuple[str, str, str]:
     found = gorl.internal.interval(values)
     std = np.std(values, ddof=1) if values.size > 1 else np.nan
-    return f"{found.mean:.1f}", f"[{found.low:.1f}, {found.high:.1f}]", f"{std:.1f}"
+    return f"{found.mean:.1f}", found.ends, f"{std:.1f}"
 
 
 def _as_json(run: Run, seeds: list[int], returns: np.ndarray, overall: np.ndarray, stochastic: bool, key: int) -> str:

@@ -12,7 +12,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
-from typing import Any
+from typing import Any, TypeVar
 
 import filelock
 import jax
@@ -44,6 +44,8 @@ _PACKAGES = (
     *("gorl", "jax", "jaxlib", "equinox", "optax", "diffrax", "numpy"),
     *("mujoco", "mujoco-mjx", "brax", "playground"),
 )
+
+SeedsTree = TypeVar("SeedsTree", gorl.TrainState, gorl.Result)
 
 
 class GoneError(Exception):
@@ -251,7 +253,7 @@ def save(runs: Sequence[Run], state: gorl.TrainState, note: dict[str, Any]) -> N
     """Writes a checkpoint for each run and removes old ones. If one cannot be written, there is none for any."""
     written: list[pathlib.Path] = []
     try:
-        for run, part in zip(runs, _parts(state, len(runs)), strict=True):
+        for run, part in zip(runs, parts(state, runs), strict=True):
             written.append(run.save(part, note))
     except OSError:
         for path in written:
@@ -305,20 +307,22 @@ def try_to_write(runs: Sequence[Run], what: str, write: Callable[[], object], th
     return True
 
 
-def _parts(state: gorl.TrainState, count: int) -> list[gorl.TrainState]:
-    """The state of each of several runs. It is sliced on the host, where nothing has to be compiled for that."""
-    if count == 1:
-        return [state]
-    seeds = state.key.size // count
+def parts(tree: SeedsTree, runs: Sequence[Run]) -> list[SeedsTree]:
+    """The part of each run in a state or a result, whose leaves have an axis of all seeds in front.
+
+    It is sliced on the host, where nothing has to be compiled for that.
+    """
+    if len(runs) == 1:
+        return [tree]
 
     def part(leaf: jax.Array, index: int) -> Any:
-        here = slice(index * seeds, (index + 1) * seeds)
+        here = slice(index * runs[index].seeds, (index + 1) * runs[index].seeds)
         if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             return np.asarray(leaf)[here]
         kind = jax.random.key_impl(leaf)
         return jax.random.wrap_key_data(jnp.asarray(np.asarray(jax.random.key_data(leaf))[here]), impl=kind)
 
-    return [jax.tree.map(functools.partial(part, index=index), state) for index in range(count)]
+    return [jax.tree.map(functools.partial(part, index=index), tree) for index in range(len(runs))]
 
 
 # --- Directories. ---

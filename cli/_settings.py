@@ -33,12 +33,10 @@ def settings(options: Sequence[str]) -> dict[str, str]:
     """The texts that `--set` gives, by the dotted name of the field."""
     found: dict[str, str] = {}
     for option in options:
-        name, separator, text = option.partition("=")
-        if not separator:
-            raise gorl.InputError(f"--set {option} sets nothing: write it as FIELD=VALUE.")
-        if name.strip() in found:
-            raise gorl.InputError(f"--set {name.strip()} is there twice: give it once.")
-        found[name.strip()] = text.strip()
+        name, text = gorl.internal.split_setting(option)
+        if name in found:
+            raise gorl.InputError(f"--set {name} is there twice: give it once.")
+        found[name] = text
     return found
 
 

@@ -144,7 +144,7 @@ class Sweep(Job):
             shown.add_row(
                 *self.values[name].values(),
                 f"{found.mean:.1f}",
-                f"[{found.low:.1f}, {found.high:.1f}]",
+                found.ends,
                 ", ".join(f"{of_seed:.1f}" for of_seed in returns[name]),
                 f"{diverged} of {best.seeds}" if diverged else "",
                 self.runs[name].directory.name,

@@ -21,7 +21,7 @@ from ._figures import RunCurve, encode, learning_curves
 from ._log import Loggers, Row, check_loggers
 from ._process import Stop, advice, as_json, command, plural, say
 from ._progress import Progress
-from ._run import GoneError, Run, check_new, make_directory, only_writer, restore, save, try_to_write, versions
+from ._run import GoneError, Run, check_new, make_directory, only_writer, parts, restore, save, try_to_write, versions
 from ._tables import summary
 
 DIVERGED = 3  # the exit code if a seed diverged
@@ -305,12 +305,10 @@ def _write_results(
 ) -> list[tuple[Run, gorl.Result, float]]:
     """Writes the results of each run. The summary comes last, and says that the run is finished."""
     written = []
-    for index, run in enumerate(runs):
-        here = slice(index * run.seeds, (index + 1) * run.seeds)
-        of_run = jax.tree.map(lambda leaf, here=here: np.asarray(leaf)[here], result)
+    for run, of_run, rows_of_run in zip(runs, parts(result, runs), rows, strict=True):
         run.check()
         try:
-            gorl.internal.write_whole(run.curve_file, table(rows[index]))
+            gorl.internal.write_whole(run.curve_file, table(rows_of_run))
             gorl.save_policy(run.policies_file, of_run.policy, run.config)
             figure = learning_curves([_curve(run, of_run)], title=f"{run.method} on {run.config.env}")
             gorl.internal.write_whole(run.picture_file, encode(figure, ".png"))

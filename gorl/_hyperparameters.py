@@ -213,6 +213,19 @@ def parse(group: eqx.Module, name: str, text: str, prefix: str = "") -> Any:
         raise InputError(f"{prefix}{name} must be {allowed}, not {text!r}.") from error
 
 
+def split_setting(option: str) -> tuple[str, str]:
+    """The dotted name and the text of an option `--set FIELD=VALUE`.
+
+    **Raises:**
+
+    `gorl.InputError` if there is no `=`.
+    """
+    name, separator, text = (part.strip() for part in option.partition("="))
+    if not separator:
+        raise InputError(f"--set {option} sets nothing: write it as FIELD=VALUE.")
+    return name, text
+
+
 def whole_number(text: str) -> int:
     """The integer that `text` writes, in any of the forms `1000000`, `1_000_000`, `1e6`.
 

@@ -29,6 +29,11 @@ class Interval(eqx.Module):
         """What the two ends are called."""
         return "95 % interval" if self.is_confidence else "smallest and largest"
 
+    @property
+    def ends(self) -> str:
+        """The two ends of a single interval as a text, such as "[12.3, 45.6]"."""
+        return f"[{self.low:.1f}, {self.high:.1f}]"
+
 
 def interval(values: Float[np.ndarray, "..."], axis: int = -1) -> Interval:
     """The mean of values and, of ten or more, its 95 % confidence interval by Student's t.

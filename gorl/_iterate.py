@@ -128,11 +128,10 @@ def _compiling(config: Config, env: EpisodicEnv, state: TrainState, remaining: S
         with jax.default_device(device):  # another thread does not have it from this one
             return _advance_seeds.lower(config, env, state, step, phase)  # pyright: ignore[reportFunctionMemberAccess]
 
-    programs: dict[Phase, Callable[[], Any]] = {}
-    for step in remaining:
-        phase = Phase(int(step.phase))
-        programs.setdefault(phase, functools.partial(lower, step, phase))
-    return BackgroundCompiler(programs)
+    _, first_of_each = np.unique(remaining.steps.phase, return_index=True)
+    firsts = jax.tree.map(lambda column: column[np.sort(first_of_each)], remaining)
+    phases = [(step, Phase(int(step.phase))) for step in firsts]
+    return BackgroundCompiler({phase: functools.partial(lower, step, phase) for step, phase in phases})
 
 
 @eqx.filter_jit

@@ -20,17 +20,16 @@ class _Rule:
     changes: dict[str, Any]
     task: str | None = None
     learner: type[AbstractLearner] | None = None
-    method: str | tuple[str, ...] | None = None
+    methods: tuple[str, ...] | None = None
     staged: bool | None = None
     decoder: type[AbstractDecoderConfig] | tuple[type[AbstractDecoderConfig], ...] | None = None
 
     def holds(self, task: str, method: Method) -> bool:
-        names = (self.method,) if isinstance(self.method, str) else self.method
         return (
             (self.task is None or self.task == task)
             and (self.learner is None or isinstance(method.learner, self.learner))
             and (self.decoder is None or isinstance(method.decoder, self.decoder))
-            and (names is None or method.name in names)
+            and (self.methods is None or method.name in self.methods)
             and (self.staged is None or self.staged == method.is_staged)
         )
 
@@ -122,9 +121,9 @@ _LAPTOP = (
         learner=PPO,
     ),
     # After tanh, less entropy goes as far; with more, one seed in three never finds the goal of PointMass.
-    _Rule({"learner.entropy_coefficient": 5e-3, "learner.latent_coefficient": 0.0}, method="ppo"),
-    _Rule({"learner.learning_rate": 1e-3}, method=("fpo", "fpo++")),
-    _Rule({"learner.learning_rate": 1e-2, "learner.step_std": 0.1}, method="dppo"),
+    _Rule({"learner.entropy_coefficient": 5e-3, "learner.latent_coefficient": 0.0}, methods=("ppo",)),
+    _Rule({"learner.learning_rate": 1e-3}, methods=("fpo", "fpo++")),
+    _Rule({"learner.learning_rate": 1e-2, "learner.step_std": 0.1}, methods=("dppo",)),
     _Rule(
         {
             "learner.unroll_length": 16,

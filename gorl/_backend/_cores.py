@@ -16,11 +16,11 @@ def num_cores(cgroups: pathlib.Path = _CGROUPS) -> int:
     """
     # An affinity mask is what a cluster allots; macOS and Windows have none.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cores, math.ceil(_quota(cgroups))))
+    return max(1, math.ceil(min(cores, _quota(cgroups))))
 
 
 def _quota(cgroups: pathlib.Path) -> float:
-    """The cores of a container's quota, by version 2 or 1 of cgroups; very many without a quota."""
+    """The cores of a container's quota, by version 2 or 1 of cgroups; infinitely many without a quota."""
     try:
         if (both := cgroups / "cpu.max").exists():
             quota, period = both.read_text().split()
@@ -28,5 +28,5 @@ def _quota(cgroups: pathlib.Path) -> float:
             quota, period = ((cgroups / "cpu" / f"cpu.cfs_{part}_us").read_text() for part in ("quota", "period"))
         cores = float(quota) / float(period)
     except (OSError, ValueError):  # another system, or "max"
-        return 2.0**31
-    return cores if cores > 0 else 2.0**31  # version 1 says -1 for no limit
+        return math.inf
+    return cores if cores > 0 else math.inf  # version 1 says -1 for no limit
