@@ -1,14 +1,18 @@
 """Values as categorical distributions over fixed bins."""
 
+import math
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from ._errors import InputError
 from ._types import Real
 
 _STD_IN_BINS = 0.75
+_CONFIDENCE = 40.0  # of a fresh critic, in nats, that every value is 0
 
 
 class Bins(eqx.Module):
@@ -54,3 +58,54 @@ class Bins(eqx.Module):
     def mean(self, logits: Float[Array, "*batch bins"]) -> Float[Array, "*batch"]:
         """The mean of the distribution with these logits."""
         return jax.nn.softmax(logits) @ self.centres
+
+
+def sure_of_zero(network: eqx.nn.MLP, bins: Bins) -> eqx.nn.MLP:
+    """A fresh network of logits, with a bias that makes every value about 0."""
+    bias = _CONFIDENCE * bins.project(jnp.zeros(()))
+    return eqx.tree_at(lambda network: network.layers[-1].bias, network, bias)
+
+
+def value_bins(num_bins: int, lowest: Real | None, highest: Real | None, discount: Real, reward_scale: Real) -> Bins:
+    """The bins of a critic.
+
+    **Arguments:**
+
+    - `num_bins`: the number of bins.
+    - `lowest`, `highest`: the range of values; `None` for the discounted sums of rewards from -0.1 to 1.2, after
+        scaling.
+    - `discount`: γ.
+    - `reward_scale`: multiplies rewards.
+    """
+    horizon = reward_scale / (1 - discount) if _differs_from_one(discount) else math.inf
+    return Bins(-0.1 * horizon if lowest is None else lowest, 1.2 * horizon if highest is None else highest, num_bins)
+
+
+def check_value_bins(lowest: Real | None, highest: Real | None, discount: Real, reward_scale: Real) -> None:
+    """Checks that the range of `value_bins` holds a value. A traced one was checked before.
+
+    **Raises:**
+
+    `gorl.InputError` if it does not, or does not follow from the rewards.
+    """
+    if any(_is_traced(number) for number in (lowest, highest, discount, reward_scale)):
+        return
+    if (lowest is None or highest is None) and not _differs_from_one(discount):
+        raise InputError(
+            "with learner.discount = 1 the range of values does not follow from the rewards: give "
+            "learner.lowest_value and learner.highest_value."
+        )
+    bins = value_bins(2, lowest, highest, discount, reward_scale)
+    if not np.all(np.asarray(bins.lowest) < np.asarray(bins.highest)):
+        raise InputError(
+            f"learner.lowest_value = {bins.lowest} is not below learner.highest_value = {bins.highest}: no value lies "
+            "between them."
+        )
+
+
+def _differs_from_one(discount: Real) -> bool:
+    return _is_traced(discount) or not np.any(np.asarray(discount) == 1)
+
+
+def _is_traced(number: Real | None) -> bool:
+    return isinstance(number, jax.core.Tracer)  # pyright: ignore[reportAttributeAccessIssue]

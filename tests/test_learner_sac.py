@@ -26,10 +26,10 @@ def small_sac(**changes):
 
 
 @compiled
-def used_memory(key):
+def used_memory(key, **changes):
     """A memory with random weights, target critics that differ from the critics, and statistics."""
     init_key, noise_key, data_key = jax.random.split(key, 3)
-    learner_state = small_sac().init(OBSERVATION_SIZE, LATENT_SIZE, init_key)
+    learner_state = small_sac(**changes).init(OBSERVATION_SIZE, LATENT_SIZE, init_key)
     networks = (learner_state.encoder.network, learner_state.critics, learner_state.target_critics)
     leaves, structure = jax.tree.flatten(networks)
     keys = jax.random.split(noise_key, len(leaves))
@@ -83,9 +83,9 @@ def some_experience(seed, first_id=0):
     return random_experience(jax.random.key(seed), jnp.asarray(float(first_id)))
 
 
-def remember(learner_state, experience):
+def remember(learner_state, experience, **changes):
     """The memory with a full iteration in its buffer, and nothing learned from it."""
-    return update(small_sac(learning_starts=1_000_000), learner_state, experience, jax.random.key(0))[0]
+    return update(small_sac(learning_starts=1_000_000, **changes), learner_state, experience, jax.random.key(0))[0]
 
 
 # --- The optimum of a problem that can be solved by hand. ---
@@ -234,12 +234,12 @@ def numpy_values(critics, inputs):
 
 @pytest.mark.parametrize("on_actions", [False, True])
 def test_truncated_steps_bootstrap_and_terminated_ones_do_not(on_actions):
-    sac = small_sac(on_actions=on_actions, reward_scale=2.0, discount=0.9)
-    experience = some_experience(2)
+    changes = {"on_actions": on_actions, "reward_scale": 2.0, "discount": 0.9}
+    sac, experience = small_sac(**changes), some_experience(2)
     assert experience.terminated.any()
     assert experience.truncated.any()
     assert (~experience.terminated & ~experience.truncated).any()
-    learner_state = remember(used_memory(jax.random.key(0)), experience)
+    learner_state = remember(used_memory(jax.random.key(0)), experience, **changes)
     learner_state = eqx.tree_at(lambda m: m.log_temperature, learner_state, jnp.log(0.3))
     batch, key = in_buffer(learner_state), jax.random.key(3)
     _, metrics = gradient_step(sac, learner_state, jax.tree.map(jnp.asarray, batch), key)
@@ -336,6 +336,78 @@ def test_a_fresh_memory_has_two_critics_whose_targets_are_themselves():
     np.testing.assert_allclose(std, 1, atol=1e-6)
 
 
+# --- Several steps, and categorical critics. ---
+
+
+@pytest.mark.parametrize("bootstrap_steps", [1, 2, 3, 9])
+def test_rewards_are_summed_until_the_episode_or_the_unroll_ends(bootstrap_steps):
+    sac = small_sac(bootstrap_steps=bootstrap_steps, discount=0.9, reward_scale=2.0)
+    experience = some_experience(2)
+    found = jax.tree.map(np.asarray, sac._transitions(experience))
+    assert experience.terminated.any()
+    assert experience.truncated.any()
+    for env in range(4):
+        for t in range(4):
+            total, last = 0.0, t
+            for last in range(t, min(t + bootstrap_steps, 4)):
+                total += 0.9 ** (last - t) * 2.0 * float(experience.reward[last, env])
+                if experience.terminated[last, env] or experience.truncated[last, env]:
+                    break
+            discount = 0.0 if experience.terminated[last, env] else 0.9 ** (last - t + 1)
+            np.testing.assert_allclose(found.reward[t, env], total, rtol=1e-5)
+            np.testing.assert_allclose(found.discount[t, env], discount, rtol=1e-5)
+            np.testing.assert_array_equal(found.next_observation[t, env], experience.next_observation[last, env])
+            np.testing.assert_array_equal(found.latent[t, env], experience.latent[t, env])
+
+
+def test_categorical_critics_begin_at_zero_whatever_they_see():
+    sac = small_sac(num_bins=51, value_norm=True, num_critics=3)
+    learner_state = sac.init(OBSERVATION_SIZE, LATENT_SIZE, jax.random.key(0))
+    experience = some_experience(1)
+    observation, latent = experience.observation.reshape(16, -1), experience.latent.reshape(16, -1)
+    outputs = sac._outputs(learner_state.critics, learner_state.encoder, observation, latent)
+    assert outputs.shape == (3, 16, 51)
+    np.testing.assert_allclose(sac._bins.mean(outputs), 0, atol=0.5)  # of bins that are 2.6 wide
+
+
+@pytest.mark.parametrize("changes", [{}, {"pessimistic": False}])
+def test_the_value_is_the_smallest_or_the_mean_of_the_critics(changes):
+    sac = small_sac(num_critics=3, **changes)
+    learner_state = used_memory(jax.random.key(0), num_critics=3)
+    experience = some_experience(1)
+    seen = experience.observation.reshape(16, -1), experience.latent.reshape(16, -1)
+    each = np.asarray(sac._outputs(learner_state.critics, learner_state.encoder, *seen))[..., 0]
+    found = sac._value(learner_state.critics, learner_state.encoder, *seen)
+    np.testing.assert_allclose(found, each.mean(axis=0) if changes else each.min(axis=0), rtol=1e-5)
+
+
+def test_a_categorical_critic_finds_the_value_of_a_state_that_pays_one_for_ever():
+    # As in the test of squared errors: 1 + ½ + ¼ + .. = 2, and the best encoder is the prior.
+    changes = {"num_bins": 21, "lowest_value": -1.0, "highest_value": 4.0, "value_norm": True, "pessimistic": False}
+    sac = small_sac(discount=0.5, tau=0.1, learning_rate=3e-3, learn_temperature=False, **changes)
+    learner_state = used_memory(jax.random.key(1), **changes)
+    metrics = {}
+    for seed in range(300):
+        experience = some_experience(seed)
+        ended = jnp.ones_like(experience.terminated)
+        experience = eqx.tree_at(
+            lambda e: (e.reward, e.terminated, e.truncated, e.next_observation),
+            experience,
+            (jnp.ones_like(experience.reward), ~ended, ended, experience.observation),
+        )
+        learner_state, metrics = update(sac, learner_state, experience, jax.random.key(seed))
+    np.testing.assert_allclose(metrics["value"], 2.0, atol=0.1)
+    assert metrics["out_of_range"] == 0
+
+
+def test_targets_outside_the_bins_are_seen_in_the_metrics():
+    sac = small_sac(num_bins=21, lowest_value=-1.0, highest_value=0.5)
+    learner_state = sac.init(OBSERVATION_SIZE, LATENT_SIZE, jax.random.key(0))
+    _, metrics = update(sac, learner_state, some_experience(1, first_id=100), jax.random.key(1))
+    assert metrics["out_of_range"] == 1
+    assert set(metrics) == set(sac.metric_names())
+
+
 # --- When it learns. ---
 
 
@@ -402,9 +474,10 @@ def test_the_buffer_forgets_the_oldest_steps_when_it_is_full():
         learner_state = remember(learner_state, latest)
         np.testing.assert_array_equal(in_buffer(learner_state).reward, np.arange(*numbers))
     held = in_buffer(learner_state)
-    for name in ("observation", "latent", "reward", "terminated", "next_observation"):
+    for name in ("observation", "latent", "reward", "next_observation"):
         newest = np.asarray(getattr(latest, name))
         np.testing.assert_array_equal(getattr(held, name)[-16:], newest.reshape(16, *newest.shape[2:]))
+    np.testing.assert_array_equal(held.discount[-16:] == 0, np.asarray(latest.terminated).reshape(16))
 
 
 def test_the_buffer_remembers_what_a_step_led_to_rather_than_the_restart(counting):
@@ -422,7 +495,7 @@ def test_the_buffer_remembers_what_a_step_led_to_rather_than_the_restart(countin
     # Observations are where the episode started and the steps since; every third step ends an episode.
     assert set(before[:, 1]) == {0, 1, 2}
     np.testing.assert_array_equal(after, before + np.array([0, 1]))
-    assert not remembered.terminated.any()
+    assert remembered.discount[0, :96].all()
 
 
 @pytest.mark.parametrize("keep_encoder", [False, True])
@@ -464,6 +537,11 @@ def test_a_stage_that_diverged_leaves_no_encoder_to_keep(assert_same):
         ({"tau": 1.5}, "learner.tau must be a number above 0 and at most 1"),
         ({"initial_temperature": 0.0}, "learner.initial_temperature must be a number above 0"),
         ({"learning_starts": -1}, "learner.learning_starts must be an integer at least 0"),
+        ({"num_bins": 1}, "learner.num_bins must be an integer at least 2, not 1"),
+        ({"num_critics": 0}, "learner.num_critics must be an integer at least 1"),
+        ({"bootstrap_steps": 0}, "learner.bootstrap_steps must be an integer at least 1"),
+        ({"num_bins": 11, "lowest_value": 130.0}, "learner.lowest_value = 130.0 is not below learner.highest_value"),
+        ({"num_bins": 11, "discount": 1.0}, "with learner.discount = 1 the range of values does not follow"),
     ],
 )
 def test_a_bad_value_is_refused(changes, message):
@@ -478,13 +556,13 @@ def test_sac_on_actions_takes_no_decoder():
 
 @pytest.mark.parametrize("run", [gorl.train, gorl.iterate])
 def test_a_buffer_beyond_the_memory_limit_is_refused_before_anything_is_compiled(run, compilations):
-    # MultiGoal's transitions are 2 + 2 + 2 + 1 numbers of four bytes and a flag: 29 bytes.
+    # MultiGoal's transitions are 2 + 2 + 2 + 1 + 1 numbers of four bytes: 32 bytes.
     learner = small_sac(buffer_size=2**28)
     config = gorl.Config(env="MultiGoal", learner=learner, decoder=gorl.Identity(), stage_steps=(10_000,))
     key = jax.random.key(0)
     for changes, message in (
-        ({"memory_limit": 7423}, "buffer_size = 268435456 takes 7424 MiB, and learner.memory_limit is 7423"),
-        ({"buffer_size": 2**29}, "buffer_size = 536870912 takes 14848 MiB, and learner.memory_limit is 8192"),
+        ({"memory_limit": 8191}, "buffer_size = 268435456 takes 8192 MiB, and learner.memory_limit is 8191"),
+        ({"buffer_size": 2**29}, "buffer_size = 536870912 takes 16384 MiB, and learner.memory_limit is 8192"),
     ):
         changed = gorl.replace(config, {f"learner.{name}": value for name, value in changes.items()})
         compilations.clear()
@@ -494,7 +572,7 @@ def test_a_buffer_beyond_the_memory_limit_is_refused_before_anything_is_compiled
 
 
 def test_a_buffer_within_the_memory_limit_is_taken():
-    sac = small_sac(buffer_size=2**28, memory_limit=7424)
+    sac = small_sac(buffer_size=2**28, memory_limit=8192)
     shapes = jax.eval_shape(lambda key: sac.init(OBSERVATION_SIZE, LATENT_SIZE, key), jax.random.key(0))
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes.buffer.experience))
-    assert size == 7424 * 2**20
+    assert size == 8192 * 2**20

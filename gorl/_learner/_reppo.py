@@ -1,6 +1,5 @@
 """Relative entropy pathwise policy optimisation: on-policy, with gradients through a categorical critic."""
 
-import math
 from typing import Any, final
 
 import equinox as eqx
@@ -12,7 +11,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from .._advantage import lambda_returns
 from .._backend import map_rows, mean_gradient, shuffle
-from .._categorical import Bins
+from .._categorical import Bins, check_value_bins, sure_of_zero, value_bins
 from .._errors import InputError, unknown_name
 from .._gaussian import divergence as kl_divergence, log_over_prior
 from .._hyperparameters import float_field, static_field
@@ -26,7 +25,6 @@ from ._base import AbstractLearner, Experience, check_minibatches
 from ._encoder import GaussianEncoder
 
 _KL_MODES = ("clipped", "full", "none")
-_CONFIDENCE = 40.0  # of a fresh critic, in nats, that every value is 0
 
 
 class Critic(eqx.Module):
@@ -180,9 +178,7 @@ class REPPO(AbstractLearner[REPPOState]):
             normalised=self.value_norm,
             is_hidden=True,
         )
-        head = mlp(width, self.num_bins, width, 0, key=head_key)
-        sure_of_zero = _CONFIDENCE * self._bins.project(jnp.zeros(()))
-        head = eqx.tree_at(lambda h: h.layers[-1].bias, head, sure_of_zero)
+        head = sure_of_zero(mlp(width, self.num_bins, width, 0, key=head_key), self._bins)
         auxiliary_head = mlp(width, width + 1, width, 1, key=auxiliary_key) if self.auxiliary_loss else None
         return self._initial_state(encoder, Critic(trunk, head, auxiliary_head))
 
@@ -225,20 +221,7 @@ class REPPO(AbstractLearner[REPPOState]):
         check_minibatches(self.num_minibatches, self.steps_per_update)
         if self.kl_mode not in _KL_MODES:
             raise unknown_name("learner.kl_mode", self.kl_mode, _KL_MODES)
-        numbers = (self.lowest_value, self.highest_value, self.discount, self.reward_scale)
-        if any(isinstance(number, jax.core.Tracer) for number in numbers):  # pyright: ignore[reportAttributeAccessIssue]
-            return
-        if (self.lowest_value is None or self.highest_value is None) and not _differs_from_one(self.discount):
-            raise InputError(
-                "with learner.discount = 1 the range of values does not follow from the rewards: give "
-                "learner.lowest_value and learner.highest_value."
-            )
-        bins = self._bins
-        if not np.all(np.asarray(bins.lowest) < np.asarray(bins.highest)):
-            raise InputError(
-                f"learner.lowest_value = {bins.lowest} is not below learner.highest_value = {bins.highest}: no value "
-                "lies between them."
-            )
+        check_value_bins(self.lowest_value, self.highest_value, self.discount, self.reward_scale)
         if not self.auxiliary_loss and np.any(np.asarray(self.auxiliary_loss_coefficient) > 0):
             raise InputError(
                 "learner.auxiliary_loss_coefficient is above 0, and the critic has no auxiliary head: set "
@@ -294,10 +277,7 @@ class REPPO(AbstractLearner[REPPOState]):
 
     @property
     def _bins(self) -> Bins:
-        horizon = self.reward_scale / (1 - self.discount) if _differs_from_one(self.discount) else math.inf
-        lowest = -0.1 * horizon if self.lowest_value is None else self.lowest_value
-        highest = 1.2 * horizon if self.highest_value is None else self.highest_value
-        return Bins(lowest, highest, self.num_bins)
+        return value_bins(self.num_bins, self.lowest_value, self.highest_value, self.discount, self.reward_scale)
 
     def _averaged(self, learner_state: REPPOState, encoder: GaussianEncoder) -> GaussianEncoder:
         newest, rest = split_trainable(encoder)
@@ -437,9 +417,3 @@ class REPPO(AbstractLearner[REPPOState]):
         following = self._features(critic, statistics, steps.next_observation, steps.next_latent)
         true = jax.lax.stop_gradient(jnp.concatenate([following, steps.reward[:, None]], axis=-1))
         return jnp.mean((jax.vmap(critic.auxiliary_head)(features) - true) ** 2)
-
-
-def _differs_from_one(discount: Real) -> bool:
-    """Whether a discount is below 1. A traced one was checked before."""
-    is_traced = isinstance(discount, jax.core.Tracer)  # pyright: ignore[reportAttributeAccessIssue]
-    return is_traced or not np.any(np.asarray(discount) == 1)

@@ -1,6 +1,7 @@
 """Soft actor-critic in the latent space: off-policy, with a replay buffer."""
 
 import dataclasses
+import functools
 from typing import Any, final
 
 import equinox as eqx
@@ -9,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import optax
 from flashbax.buffers.trajectory_buffer import TrajectoryBuffer
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Float, PyTree
 
+from .._categorical import Bins, check_value_bins, sure_of_zero, value_bins
 from .._errors import InputError
 from .._gaussian import log_over_prior
 from .._hyperparameters import float_field, int_field, static_field
@@ -24,12 +26,20 @@ from ._encoder import GaussianEncoder
 
 
 class Transition(eqx.Module):
-    """One step in the replay buffer."""
+    """One step, or several, in the replay buffer.
+
+    **Attributes:**
+
+    - `observation`, `latent`: at the first step.
+    - `reward`: the discounted sum of the steps' rewards, after scaling.
+    - `discount`: of the value of `next_observation`; 0 where the episode terminated.
+    - `next_observation`: after the last step, before any restart.
+    """
 
     observation: Float[Array, "*batch observation"]
     latent: Float[Array, "*batch latent"]
     reward: Float[Array, "*batch"]
-    terminated: Bool[Array, "*batch"]
+    discount: Float[Array, "*batch"]
     next_observation: Float[Array, "*batch observation"]
 
 
@@ -39,7 +49,7 @@ class SACState(eqx.Module):
     **Attributes:**
 
     - `encoder`: the policy.
-    - `critics`, `target_critics`: two of each, with a leading axis.
+    - `critics`, `target_critics`: several of each, with a leading axis.
     - `log_temperature`: logarithm of α.
     - `optimiser_states`: Adam's, for the encoder, the critics and the logarithm.
     - `buffer`: flashbax's replay buffer.
@@ -76,6 +86,13 @@ class SAC(AbstractLearner[SACState]):
     - `batch_size`: transitions in one gradient step.
     - `buffer_size`: transitions that the replay buffer holds.
     - `policy_width`, `policy_depth`, `value_width`, `value_depth`: hidden layers.
+    - `policy_norm`, `value_norm`: whether a layer norm follows each hidden layer.
+    - `num_critics`: the number of critics.
+    - `pessimistic`: the value is the smallest of the critics'; otherwise it is their mean.
+    - `num_bins`: critics are categorical distributions over this many bins, and learn by cross-entropy; `None` for
+        critics that output a value and learn by squared error.
+    - `bootstrap_steps`: rewards that a target sums up before the value of the critics follows; fewer where the episode
+        or the unroll ends. The divergences of the steps in between are left out.
     - `keep_encoder`: keep the encoder from stage to stage: an ablation.
     - `on_actions`: latents are actions before `tanh`, which the critics see after it, and the prior is uniform.
     - `learn_temperature`: adapt the temperature, so that the divergence settles at `target_divergence`.
@@ -83,6 +100,8 @@ class SAC(AbstractLearner[SACState]):
     - `discount`: γ.
     - `tau`: τ, the step of the target critics towards the critics.
     - `reward_scale`: multiplies rewards before anything is learned from them.
+    - `lowest_value`, `highest_value`: the range of the bins; `None` for the discounted sums of rewards from -0.1 to
+        1.2, after scaling. The metric `out_of_range` is the share of targets outside.
     - `initial_temperature`: of the divergence, α.
     - `target_divergence`: where KL(encoder ‖ prior) is to settle, in nats per dimension. The usual target entropy of -1
         per dimension is 1.69 with `on_actions`.
@@ -95,6 +114,8 @@ class SAC(AbstractLearner[SACState]):
     ??? cite "Reference"
 
         Haarnoja et al. (2018), *Soft Actor-Critic Algorithms and Applications*, equations (5) to (7) and (18).
+        Categorical critics as in Farebrother et al. (2024), *Stop Regressing*, layer norms and the mean of critics as
+        in Nauman et al. (2024), *Bigger, Regularized, Optimistic*.
     """
 
     num_envs: int = static_field(128)
@@ -107,6 +128,12 @@ class SAC(AbstractLearner[SACState]):
     policy_depth: int = static_field(2)
     value_width: int = static_field(256)
     value_depth: int = static_field(2)
+    policy_norm: bool = eqx.field(static=True, default=False)
+    value_norm: bool = eqx.field(static=True, default=False)
+    num_critics: int = static_field(2)
+    pessimistic: bool = eqx.field(static=True, default=True)
+    num_bins: int | None = static_field(None, at_least=2)
+    bootstrap_steps: int = static_field(1)
     keep_encoder: bool = eqx.field(static=True, default=False)
     on_actions: bool = eqx.field(static=True, default=False)
     learn_temperature: bool = eqx.field(static=True, default=True)
@@ -114,6 +141,8 @@ class SAC(AbstractLearner[SACState]):
     discount: Real = float_field(0.99, at_least=0, at_most=1)
     tau: Real = float_field(0.005, above=0, at_most=1)
     reward_scale: Real = float_field(1.0, above=0)
+    lowest_value: Real | None = float_field(None)
+    highest_value: Real | None = float_field(None)
     initial_temperature: Real = float_field(1.0, above=0)
     target_divergence: Real = float_field(1.0, above=0)
     learning_starts: Integer = int_field(8192, at_least=0)
@@ -123,20 +152,29 @@ class SAC(AbstractLearner[SACState]):
     def init(self, observation_size: int, latent_size: int, key: RandomKey) -> SACState:
         self._check_memory(observation_size, latent_size)
         encoder_key, critic_key = jax.random.split(key)
-        encoder = GaussianEncoder.init(observation_size, latent_size, self.policy_width, self.policy_depth, encoder_key)
+        encoder = GaussianEncoder.init(
+            observation_size,
+            latent_size,
+            self.policy_width,
+            self.policy_depth,
+            encoder_key,
+            normalised=self.policy_norm,
+        )
 
         @eqx.filter_vmap
         def critic(key: RandomKey) -> eqx.nn.MLP:
-            return mlp(observation_size + latent_size, 1, self.value_width, self.value_depth, key=key)
+            sizes = (observation_size + latent_size, self.num_bins or 1, self.value_width, self.value_depth)
+            network = mlp(*sizes, key=key, normalised=self.value_norm)
+            return network if self.num_bins is None else sure_of_zero(network, self._bins)
 
-        critics = critic(jax.random.split(critic_key))
+        critics = critic(jax.random.split(critic_key, self.num_critics))
         log_temperature = jnp.log(jnp.asarray(self.initial_temperature, jnp.float32))
         parts = (split_trainable(encoder)[0], critics, log_temperature)
         nothing = Transition(
             jnp.zeros(observation_size),
             jnp.zeros(latent_size),
             jnp.zeros(()),
-            jnp.zeros((), bool),
+            jnp.zeros(()),
             jnp.zeros(observation_size),
         )
         optimiser_states = tuple(self._optimiser().init(part) for part in parts)
@@ -158,7 +196,8 @@ class SAC(AbstractLearner[SACState]):
         return learner_state.encoder
 
     def metric_names(self) -> tuple[str, ...]:
-        return ("critic_loss", "policy_loss", "value", "divergence", "temperature", "latent_mean_square", "latent_std")
+        names = ("critic_loss", "policy_loss", "value", "divergence", "temperature", "latent_mean_square", "latent_std")
+        return names if self.num_bins is None else (*names, "out_of_range")
 
     def check(self) -> None:
         if self.buffer_size < self.batch_size:
@@ -172,20 +211,15 @@ class SAC(AbstractLearner[SACState]):
                 f"learner.buffer_size = {self.buffer_size} is smaller than the {steps} steps of an iteration "
                 "(num_envs * unroll_length * num_unrolls): choose a larger buffer."
             )
+        if self.num_bins is not None:
+            check_value_bins(self.lowest_value, self.highest_value, self.discount, self.reward_scale)
 
     def update(
         self, learner_state: SACState, experience: Experience, key: RandomKey, progress: Real = 0.0
     ) -> tuple[SACState, dict[str, Float[Array, ""]]]:
         statistics = learner_state.encoder.statistics.update(experience.observation)
         learner_state = eqx.tree_at(lambda m: m.encoder.statistics, learner_state, statistics)
-        transitions = Transition(
-            experience.observation,
-            experience.latent,
-            experience.reward,
-            experience.terminated,
-            experience.next_observation,
-        )
-        buffer = self._buffer().add(learner_state.buffer, transitions)
+        buffer = self._buffer().add(learner_state.buffer, self._transitions(experience))
         num_steps = experience.reward.shape[0]
         num_seen = learner_state.num_seen + experience.reward.size
         begun = num_seen >= self.learning_starts
@@ -216,15 +250,18 @@ class SAC(AbstractLearner[SACState]):
 
         # The critics, towards the reward and the value of the next state.
         next_latent, next_divergence = self._draw(learner_state.encoder, batch.next_observation, next_key)
-        next_value = jnp.min(
-            self._values(learner_state.target_critics, learner_state.encoder, batch.next_observation, next_latent), 0
+        next_value = self._value(
+            learner_state.target_critics, learner_state.encoder, batch.next_observation, next_latent
         )
-        discount = self.discount * jnp.where(batch.terminated, 0.0, 1.0)
-        target = self.reward_scale * batch.reward + discount * (next_value - temperature * next_divergence)
+        target = batch.reward + batch.discount * (next_value - temperature * next_divergence)
 
         def critic_loss(critics: eqx.nn.MLP) -> Float[Array, ""]:
-            values = self._values(critics, learner_state.encoder, batch.observation, batch.latent)
-            return jnp.mean(jnp.sum((values - target[None]) ** 2, axis=0))
+            outputs = self._outputs(critics, learner_state.encoder, batch.observation, batch.latent)
+            if self.num_bins is None:
+                losses = (outputs[..., 0] - target[None]) ** 2
+            else:
+                losses = optax.softmax_cross_entropy(outputs, self._bins.project(target)[None])
+            return jnp.mean(jnp.sum(losses, axis=0))
 
         loss_of_critics, gradient = jax.value_and_grad(critic_loss)(learner_state.critics)
         updates, critic_state = self._optimiser().update(gradient, critic_state)
@@ -236,8 +273,7 @@ class SAC(AbstractLearner[SACState]):
         def policy_loss(trainable: PyTree) -> tuple[Float[Array, ""], tuple[Array, Array]]:
             encoder = eqx.combine(trainable, rest)
             latent, divergence = self._draw(encoder, batch.observation, latent_key)
-            # Not jnp.min: its gradient divides by the number of entries that equal the result, which may be 0.
-            value = jnp.minimum(*self._values(critics, learner_state.encoder, batch.observation, latent))
+            value = self._value(critics, learner_state.encoder, batch.observation, latent)
             return jnp.mean(temperature * divergence - value), (divergence, value)
 
         (loss_of_policy, (divergence, value)), gradient = jax.value_and_grad(policy_loss, has_aux=True)(trainable)
@@ -253,6 +289,9 @@ class SAC(AbstractLearner[SACState]):
 
         target_critics: Any = optax.incremental_update(critics, learner_state.target_critics, self.tau)  # pyright: ignore[reportArgumentType]
         mean, std = jax.vmap(encoder.distribution)(batch.observation)
+        out_of_range = {}
+        if self.num_bins is not None:
+            out_of_range = {"out_of_range": jnp.mean(self._bins.clip(target) != target)}
         return SACState(
             encoder,
             critics,  # pyright: ignore[reportArgumentType]
@@ -269,7 +308,37 @@ class SAC(AbstractLearner[SACState]):
             "temperature": temperature,
             "latent_mean_square": jnp.mean(mean**2),
             "latent_std": jnp.mean(std),
+            **out_of_range,
         }
+
+    def _transitions(self, experience: Experience) -> Transition:
+        """The steps with their targets' rewards, each summed over `bootstrap_steps`."""
+        reward = self.reward_scale * experience.reward
+        last = Transition(
+            experience.observation,
+            experience.latent,
+            reward,
+            self.discount * jnp.where(experience.terminated, 0.0, 1.0),
+            experience.next_observation,
+        )
+        is_last = experience.terminated | experience.truncated
+        is_last = is_last.at[-1].set(True)
+        summed = last
+        for _ in range(self.bootstrap_steps - 1):
+            following = jax.tree.map(lambda leaf: jnp.roll(leaf, -1, axis=0), summed)
+            longer = Transition(
+                experience.observation,
+                experience.latent,
+                reward + self.discount * following.reward,
+                self.discount * following.discount,
+                following.next_observation,
+            )
+            summed = jax.tree.map(
+                lambda one, more: jnp.where(is_last.reshape(is_last.shape + (1,) * (one.ndim - 2)), one, more),
+                last,
+                longer,
+            )
+        return summed
 
     def _draw(
         self, encoder: GaussianEncoder, observation: Float[Array, "batch observation"], key: RandomKey
@@ -279,16 +348,34 @@ class SAC(AbstractLearner[SACState]):
         latent = mean + std * jax.random.normal(key, mean.shape)
         return latent, log_over_prior(latent, mean, std, on_actions=self.on_actions)
 
-    def _values(
+    def _outputs(
         self,
         critics: eqx.nn.MLP,
         encoder: GaussianEncoder,
         observation: Float[Array, "batch observation"],
         latent: Float[Array, "batch latent"],
-    ) -> Float[Array, "critics batch"]:
+    ) -> Float[Array, "critics batch outputs"]:
         seen = jnp.tanh(latent) if self.on_actions else latent
         inputs = jnp.concatenate([encoder.statistics.normalise(observation), seen], axis=-1)
-        return eqx.filter_vmap(lambda critic: jax.vmap(critic)(inputs)[:, 0])(critics)
+        return eqx.filter_vmap(lambda critic: jax.vmap(critic)(inputs))(critics)
+
+    def _value(
+        self,
+        critics: eqx.nn.MLP,
+        encoder: GaussianEncoder,
+        observation: Float[Array, "batch observation"],
+        latent: Float[Array, "batch latent"],
+    ) -> Float[Array, " batch"]:
+        """The value that all critics give together."""
+        outputs = self._outputs(critics, encoder, observation, latent)
+        values = outputs[..., 0] if self.num_bins is None else self._bins.mean(outputs)
+        # Not jnp.min: its gradient divides by the number of entries that equal the result, which may be 0.
+        return functools.reduce(jnp.minimum, list(values)) if self.pessimistic else jnp.mean(values, axis=0)
+
+    @property
+    def _bins(self) -> Bins:
+        assert self.num_bins is not None
+        return value_bins(self.num_bins, self.lowest_value, self.highest_value, self.discount, self.reward_scale)
 
     def _optimiser(self) -> optax.GradientTransformation:
         return usually_promoting(optax.adam(self.learning_rate))  # pyright: ignore[reportArgumentType]
@@ -299,7 +386,7 @@ class SAC(AbstractLearner[SACState]):
         return dataclasses.replace(buffer, **usual)
 
     def _check_memory(self, observation_size: int, latent_size: int) -> None:
-        mebibytes = self.buffer_size * (4 * (2 * observation_size + latent_size + 1) + 1) / 2**20
+        mebibytes = self.buffer_size * 4 * (2 * observation_size + latent_size + 2) / 2**20
         if mebibytes > self.memory_limit:
             raise InputError(
                 f"a replay buffer of learner.buffer_size = {self.buffer_size} takes {mebibytes:.0f} MiB, and "
