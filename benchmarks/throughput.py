@@ -115,7 +115,7 @@ def measure(config: gorl.Config) -> Iterator[Part]:
         call = (run, policy, *state)
         yield part(name, "env steps", steps * learner.num_envs, call, seconds, stepping["physics"], products)
 
-    learner_state: Any = learner.init(env.observation_size, env.action_size, keys[0])
+    learner_state: Any = learner.init(env.observation_size, env.action_size, keys[0], env.critic_observation_size)
     networks = (learner_state.encoder.network, learner_state.value)
     batch = steps * learner.num_envs // learner.num_minibatches
     products = learner.num_minibatches * learner.num_epochs * sum(gradient_seconds(one, batch) for one in networks)

@@ -25,6 +25,7 @@ from ._decoder import (
 )
 from ._divergence import Divergence as Divergence
 from ._env import (
+    Command as Command,
     EnvConfig as EnvConfig,
     Environment as Environment,
     EpisodeState as EpisodeState,

@@ -303,6 +303,7 @@ def _environment(config: Config) -> dict[str, int]:
     env = load_environment(config.env)
     return {
         "observations of size": env.observation_size,
+        "observations for critics alone of size": env.critic_observation_size or 0,
         "actions of size": env.action_size,
         "episodes of length": env.episode_length,
     }
@@ -317,7 +318,7 @@ def _check_environment(path: pathlib.Path, header: dict[str, Any], config: Confi
     """
     now = _environment(config)
     before = header["environment"]
-    changed = [f"{what} {before[what]} and has {now[what]}" for what in now if before[what] != now[what]]
+    changed = [f"{what} {before.get(what, 0)} and has {now[what]}" for what in now if before.get(what, 0) != now[what]]
     if changed:
         raise InputError(
             f"the environment {config.env} has changed since {path} was written: it had {', '.join(changed)}. Take it "

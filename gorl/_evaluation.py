@@ -138,6 +138,7 @@ class Played(eqx.Module):
     - `returns`: the sum of the rewards of each.
     - `divergence`: what was first not finite in each; a `Divergence`.
     - `length`: the number of actions in each.
+    - `terms`: the sums of the named terms of each, see `StepResult`.
     - `seen`: what `see` returned for every step.
     - `last`: the state of each after the last step. An episode that is done is stepped on, but nothing of it counts.
     """
@@ -145,6 +146,7 @@ class Played(eqx.Module):
     returns: Float[Array, " episodes"]
     divergence: Int[Array, " episodes"]
     length: Int[Array, " episodes"]
+    terms: dict[str, Float[Array, " episodes"]]
     seen: PyTree[Shaped[Array, "time episodes ..."]]
     last: EpisodeState
 
@@ -179,25 +181,28 @@ def play_episodes(
             Float[Array, " episodes"],
             Int[Array, " episodes"],
             Int[Array, " episodes"],
+            dict[str, Float[Array, " episodes"]],
         ],
         key: RandomKey,
     ) -> tuple[tuple, PyTree[Array]]:
-        before, done, total, divergence, length = carry
+        before, done, total, divergence, length, terms = carry
         actions = jax.vmap(act)(before.observation, jax.random.split(key, num_episodes))
         after, result = jax.vmap(env.step)(before, actions)
         reward = jnp.where(done, 0.0, result.reward)
         found = jax.vmap(_divergence)(before.observation, reward)
         divergence = jnp.where(done | (divergence != Divergence.NONE), divergence, found)
-        carry = (after, done | after.done, total + reward, divergence, jnp.where(done, length, length + 1))
+        terms = {name: terms[name] + jnp.where(done, 0.0, term) for name, term in result.terms.items()}
+        carry = (after, done | after.done, total + reward, divergence, jnp.where(done, length, length + 1), terms)
         return carry, jax.vmap(see)(before, actions, reward)
 
     start = jax.vmap(env.start)(jax.random.split(start_key, num_episodes))
     empty = jnp.full(num_episodes, int(Divergence.NONE), jnp.int32)
-    carry = (start, start.done, jnp.zeros(num_episodes), empty, jnp.zeros(num_episodes, jnp.int32))
+    terms = {name: jnp.zeros(num_episodes) for name in env.term_names}
+    carry = (start, start.done, jnp.zeros(num_episodes), empty, jnp.zeros(num_episodes, jnp.int32), terms)
     # As many keys as a whole episode takes, so that a shorter one begins like it.
     step_keys = jax.random.split(step_key, env.num_steps)[:num_steps]
-    (last, _, total, divergence, length), seen = jax.lax.scan(step, carry, step_keys)
-    return Played(total, divergence, length, seen, last)
+    (last, _, total, divergence, length, terms), seen = jax.lax.scan(step, carry, step_keys)
+    return Played(total, divergence, length, terms, seen, last)
 
 
 def _divergence(observation: Float[Array, " observation"], reward: Float[Array, ""]) -> Int[Array, ""]:

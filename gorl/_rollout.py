@@ -1,5 +1,6 @@
 """Rollouts: experience for a learner, and the dataset that a decoder is fitted to."""
 
+import dataclasses
 from collections.abc import Callable
 
 import equinox as eqx
@@ -66,7 +67,8 @@ def rollout(
     """
     rollout_state, seen = _unroll(env, policy, rollout_state, jax.random.split(key, num_unrolls), unroll_length)
     seen = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), seen)
-    observation, latent, extras, action, result, next_observation = seen
+    before, latent, extras, action, result, after = seen
+    (observation, critic_observation), (next_observation, next_critic_observation) = before, after
     return rollout_state, Experience(
         observation,
         latent,
@@ -76,6 +78,8 @@ def rollout(
         result.terminated,
         result.truncated,
         next_observation,
+        critic_observation,
+        next_critic_observation,
     )
 
 
@@ -93,14 +97,18 @@ def _unroll(
     def step(rollout_state: RolloutState, key: RandomKey) -> tuple[RolloutState, tuple]:
         start_key, policy_key = jax.random.split(key)
         rollout_state = _restart(env, rollout_state, start_key)
-        observation = rollout_state.episode.observation
-        latent, extras, action = jax.vmap(policy.sample)(observation, jax.random.split(policy_key, num_envs))
+        seen = _seen(rollout_state.episode)
+        latent, extras, action = jax.vmap(policy.sample)(seen[0], jax.random.split(policy_key, num_envs))
         episode, result = jax.vmap(env.step)(rollout_state.episode, jnp.tanh(action))
-        # A simulation that blew up ends its episode, and nothing may depend on the observation after it.
-        blew_up = episode.done[:, None] & ~jnp.isfinite(episode.observation)
-        next_observation = jnp.where(blew_up, observation, episode.observation)
+
+        def usable(before: Array, after: Array) -> Array:
+            # A simulation that blew up ends its episode, and nothing may depend on the observation after it.
+            return jnp.where(episode.done[:, None] & ~jnp.isfinite(after), before, after)
+
+        seen_next = jax.tree.map(usable, seen, _seen(episode))
         rollout_state = RolloutState(episode, rollout_state.start, rollout_state.head_start)
-        return rollout_state, (observation, latent, extras, action, result, next_observation)
+        result = dataclasses.replace(result, terms={})  # nobody learns from them
+        return rollout_state, (seen, latent, extras, action, result, seen_next)
 
     def unroll(rollout_state: RolloutState, key: RandomKey) -> tuple[RolloutState, tuple]:
         step_key, keep_key = jax.random.split(key)
@@ -108,6 +116,11 @@ def _unroll(
         return rollout_state, keep(seen, keep_key)
 
     return jax.lax.scan(unroll, rollout_state, keys)
+
+
+def _seen(episode: EpisodeState) -> tuple[Array, Array | None]:
+    """What the policy sees, and what critics see where that is something else."""
+    return episode.observation, episode.critic_observation
 
 
 def _restart(env: EpisodicEnv, rollout_state: RolloutState, key: RandomKey) -> RolloutState:
@@ -160,7 +173,7 @@ def collect_dataset(
     kept_at_once = next(count for count in range(max(1, unroll_length // stride), 0, -1) if num_kept % count == 0)
 
     def keep(seen: tuple, key: RandomKey) -> tuple[Array, Array, Array]:
-        observation, latent, _, action, _, _ = seen
+        (observation, _), latent, _, action, _, _ = seen
         chosen = jax.random.randint(key, (kept_at_once, 1, num_episodes, 1), 0, stride)
 
         def of_each_stride(leaf: Float[Array, "time episodes size"]) -> Float[Array, "kept episodes size"]:

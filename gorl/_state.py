@@ -13,7 +13,7 @@ from ._policy import Policy
 from ._regression import Fit
 from ._rollout import RolloutState
 from ._schedule import ScheduleStep
-from ._types import RandomKeys
+from ._types import RandomKey, RandomKeys
 
 
 class Best(eqx.Module):
@@ -48,7 +48,8 @@ class TrainState(eqx.Module):
     - `diverged_at`: iterations done when a number was first found not to be finite; -1 if none was.
     - `divergence`: which number that was; a `gorl.Divergence`.
     - `returns`: of every evaluation so far; NaN where none has been yet.
-    - `metrics`: of the learner's last iteration before each evaluation.
+    - `metrics`: of the learner's last iteration before each evaluation; and the mean over its episodes of each named
+        term of the reward and termination, see `StepResult`.
     - `latest_metrics`: of the learner's last iteration; NaN as a stage begins.
     - `fits`: how each refinement went.
     """
@@ -77,7 +78,8 @@ class Curve(eqx.Module):
     - `iterations`: of the learner, since the run began.
     - `stage`: the stage that each evaluation belongs to.
     - `returns`: the undiscounted return of each episode.
-    - `metrics`: of the learner's last iteration; NaN as a stage begins.
+    - `metrics`: of the learner's last iteration, NaN as a stage begins; and the mean over episodes of each named term
+        of the reward and termination, see `StepResult`.
     - `steps_per_iteration`: environment steps in one iteration of the learner.
     """
 
@@ -107,7 +109,8 @@ class EvaluationRecord(eqx.Module):
     - `stage`: the stage, counted from 0.
     - `env_steps`: environment steps since the run began.
     - `returns`: the undiscounted return of each episode.
-    - `metrics`: of the learner's last iteration; NaN as a stage begins.
+    - `metrics`: of the learner's last iteration, NaN as a stage begins; and the mean over episodes of each named term
+        of the reward and termination, see `StepResult`.
     - `is_final`: whether it is the evaluation of the best policy, rather than of the one that is being trained.
     """
 
@@ -143,9 +146,10 @@ class Result(eqx.Module):
 def emit_record(
     on_evaluation: Callable[[EvaluationRecord], None],
     steps_per_iteration: int,
-    state: TrainState,
+    key: RandomKey,
     step: ScheduleStep,
     returns: Float[Array, " episodes"],
+    metrics: dict[str, Float[Array, ""]],
 ) -> None:
     """Calls `on_evaluation` on the host, from within a compiled program."""
 
@@ -161,4 +165,4 @@ def emit_record(
             )
         )
 
-    jax.debug.callback(call, jax.random.key_data(state.key), step, returns, state.latest_metrics)
+    jax.debug.callback(call, jax.random.key_data(key), step, returns, metrics)

@@ -116,9 +116,8 @@ def advance(
 def init(config: Config, env: EpisodicEnv, schedule: Schedule, key: RandomKey) -> TrainState:
     """The state before the first step: fresh networks, no episode running, nothing evaluated yet."""
     learner_key, decoder_key, rollout_key, _ = jax.random.split(key, 4)
-    learner_state = config.learner.init(env.observation_size, env.action_size, learner_key)
-    statistics = RunningStatistics.empty(env.observation_size)
-    decoder = config.decoder.init(statistics, env.action_size, decoder_key)
+    learner_state = config.learner.init(env.observation_size, env.action_size, learner_key, env.critic_observation_size)
+    decoder = config.decoder.init(RunningStatistics.empty(env.observation_size), env.action_size, decoder_key)
     policy = _policy(env, config.learner.encoder(learner_state), StagedDecoder(decoder, fitted=jnp.zeros((), bool)))
     num_refinements = config.num_stages - 1
     return TrainState(
@@ -131,7 +130,7 @@ def init(config: Config, env: EpisodicEnv, schedule: Schedule, key: RandomKey) -
         diverged_at=jnp.full((), -1, jnp.int32),
         divergence=jnp.asarray(Divergence.NONE, jnp.int32),
         returns=nans(schedule.num_evaluations, config.evaluation_episodes),
-        metrics={name: nans(schedule.num_evaluations) for name in config.learner.metric_names()},
+        metrics={name: nans(schedule.num_evaluations) for name in (*config.learner.metric_names(), *env.term_names)},
         latest_metrics={name: nans() for name in config.learner.metric_names()},
         fits=Fit(nans(num_refinements), nans(num_refinements), jnp.zeros(num_refinements, jnp.int32)),
     )
@@ -148,7 +147,7 @@ def _learn(config: Config, env: EpisodicEnv, state: TrainState, step: ScheduleSt
     learner_state, metrics = learner.update(state.learner_state, experience, update_key, jnp.asarray(step.progress))
     divergence = first_of(
         (~all_finite(policy.encoder), Divergence.PARAMETERS),
-        (~all_finite((experience.observation, experience.next_observation)), Divergence.OBSERVATION),
+        (~all_finite(experience.observations), Divergence.OBSERVATION),
         (~all_finite(experience.reward), Divergence.REWARD),
         (~all_finite(learner.encoder(learner_state)), Divergence.PARAMETERS),
     )
@@ -180,12 +179,12 @@ def _evaluate(
     is_better = jnp.where(is_known, mean_return > state.best.mean_return, is_sound & ~state.best.is_known)
     candidate = Best(jnp.where(is_known, mean_return, _no_return()), current, is_known)
     best = optax.tree.where(is_better & ~step.is_final, candidate, state.best)
-    metrics = {name: state.metrics[name].at[step.evaluation].set(state.latest_metrics[name]) for name in state.metrics}
+    latest = state.latest_metrics | {name: jnp.mean(term) for name, term in played.terms.items()}
+    metrics = {name: state.metrics[name].at[step.evaluation].set(metric) for name, metric in latest.items()}
     if on_evaluation is not None:
-        emit_record(on_evaluation, config.steps_per_iteration, state, step, returns)
-    state = dataclasses.replace(
-        state, best=best, returns=state.returns.at[step.evaluation].set(returns), metrics=metrics
-    )
+        emit_record(on_evaluation, config.steps_per_iteration, state.key, step, returns, latest)
+    all_returns = state.returns.at[step.evaluation].set(returns)
+    state = dataclasses.replace(state, best=best, returns=all_returns, metrics=metrics)
     return _record_divergence(state, step, jnp.where(is_sound, jnp.max(played.divergence), of_policy))
 
 
@@ -202,7 +201,9 @@ def _refine(config: Config, env: EpisodicEnv, state: TrainState, step: ScheduleS
     )
     state = dataclasses.replace(
         state,
-        learner_state=config.learner.restart(state.learner_state, env.observation_size, env.action_size, learner_key),
+        learner_state=config.learner.restart(
+            state.learner_state, env.observation_size, env.action_size, learner_key, env.critic_observation_size
+        ),
         decoder=decoder,
         rollout_state=_fresh_rollout_state(config, env, rollout_key),
         best=dataclasses.replace(state.best, mean_return=_no_return()),

@@ -701,13 +701,15 @@ def test_an_observation_that_is_not_finite(counting, method, value):
 def test_an_observation_of_the_wrong_length(counting):
     env = counting()
     broken = modified(env, observation_size=3)()
-    with pytest.raises(gorl.InputError, match=r"one vector of observation_size = 3 numbers, not \(2,\)"):
+    with pytest.raises(
+        gorl.InputError, match=r"one vector of observation_size = 3 numbers, or a dictionary of vectors, not \(2,\)"
+    ):
         load_environment(gorl.EnvConfig(broken))
 
 
 def test_an_observation_that_is_no_vector(counting):
     env = counting()
-    broken = modified(env, reset=changed_state(env.reset, obs={"position": jnp.zeros(2)}))()
+    broken = modified(env, reset=changed_state(env.reset, obs=(jnp.zeros(2),)))()
     with pytest.raises(gorl.InputError, match="one vector of observation_size = 2 numbers"):
         load_environment(gorl.EnvConfig(broken))
 

@@ -78,7 +78,7 @@ def own_loss(ppo, learner_state, experience, standardised=True):
         batch = ppo._batch(learner_state, experience)
         if standardised:
             batch = eqx.tree_at(lambda b: b.advantage, batch, standardise(batch.advantage))
-        return ppo._loss(*eqx.combine(trainable, rest), batch)
+        return ppo._loss(*eqx.combine(trainable, rest), learner_state.encoder.statistics, batch)
 
     (total, metrics), (encoder, value) = jax.value_and_grad(loss, has_aux=True)(trainable)
     return total, metrics, (encoder.network, value)

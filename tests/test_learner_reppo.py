@@ -165,7 +165,7 @@ def test_the_encoders_gradient_against_finite_differences(shaken, kl_mode):
     plain = Plain(**{name: getattr(reppo, name) for name in REPPO.__dataclass_fields__})
     plain = eqx.tree_at(lambda r: r.learning_rate, plain, jnp.asarray(1.0))
     # The encoder goes up the critic that was just updated, so that one has to stand still.
-    learner_state = plain._initial_state(learner_state.encoder, learner_state.critic)
+    learner_state = plain._initial_state(learner_state.encoder, learner_state.critic, None)
     temperature, multiplier = jnp.log(0.2), jnp.log(0.5)
     learner_state = eqx.tree_at(
         lambda m: (m.log_temperature, m.log_multiplier), learner_state, (temperature, multiplier)
@@ -342,7 +342,7 @@ def test_the_outlook_is_learned(shaken):
 
     def error(learner_state):
         statistics = learner_state.encoder.statistics
-        features = reppo._features(learner_state.critic, statistics, batch.observation, batch.latent)
+        features = reppo._features(learner_state.critic, statistics, batch.seen, batch.latent)
         return float(reppo._auxiliary_loss(learner_state.critic, statistics, features, batch))
 
     after, _ = eqx.filter_jit(reppo.update)(learner_state, experience, jax.random.key(4))

@@ -365,7 +365,7 @@ def test_categorical_critics_begin_at_zero_whatever_they_see():
     learner_state = sac.init(OBSERVATION_SIZE, LATENT_SIZE, jax.random.key(0))
     experience = some_experience(1)
     observation, latent = experience.observation.reshape(16, -1), experience.latent.reshape(16, -1)
-    outputs = sac._outputs(learner_state.critics, learner_state.encoder, observation, latent)
+    outputs = sac._outputs(learner_state.critics, learner_state.encoder.statistics, observation, latent)
     assert outputs.shape == (3, 16, 51)
     np.testing.assert_allclose(sac._bins.mean(outputs), 0, atol=0.5)  # of bins that are 2.6 wide
 
@@ -376,8 +376,8 @@ def test_the_value_is_the_smallest_or_the_mean_of_the_critics(changes):
     learner_state = used_memory(jax.random.key(0), num_critics=3)
     experience = some_experience(1)
     seen = experience.observation.reshape(16, -1), experience.latent.reshape(16, -1)
-    each = np.asarray(sac._outputs(learner_state.critics, learner_state.encoder, *seen))[..., 0]
-    found = sac._value(learner_state.critics, learner_state.encoder, *seen)
+    each = np.asarray(sac._outputs(learner_state.critics, learner_state.encoder.statistics, *seen))[..., 0]
+    found = sac._value(learner_state.critics, learner_state.encoder.statistics, *seen)
     np.testing.assert_allclose(found, each.mean(axis=0) if changes else each.min(axis=0), rtol=1e-5)
 
 

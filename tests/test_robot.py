@@ -2,6 +2,7 @@
 
 import sys
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import mujoco
@@ -138,12 +139,7 @@ def test_it_trains_by_name_renders_and_exports(modules, tiny):
 def test_a_simulation_that_blows_up_ends_its_episode(assert_same):
     episodes = load_environment(gorl.EnvConfig(Reach()))
     start = jax.jit(jax.vmap(episodes.start))(jax.random.split(jax.random.key(0), 3))
-    state = start.state
-    sick = type(start)(
-        type(state)(state.data.replace(qvel=state.data.qvel.at[1].set(jnp.inf)), state.obs, state.reward, state.done),
-        start.step_count,
-        start.done,
-    )
+    sick = eqx.tree_at(lambda episode: episode.state.data.qvel, start, start.state.data.qvel.at[1].set(jnp.inf))
     step = jax.jit(jax.vmap(episodes.step))
     (well, _), (after, result) = (step(episode, jnp.zeros((3, 2))) for episode in (start, sick))
     assert result.terminated.tolist() == [False, True, False]
@@ -154,6 +150,7 @@ def test_a_simulation_that_blows_up_ends_its_episode(assert_same):
 
 
 PLAYGROUND_TASK = """
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import mujoco
@@ -269,3 +266,141 @@ def test_an_implementation_that_does_not_fit(counting):
         load_environment(gorl.EnvConfig("PointMass", implementation="warp"))
     with pytest.raises(gorl.InputError, match=r"implementation is for tasks .* Counting is none: leave it out"):
         load_environment(gorl.EnvConfig(counting(), implementation="mujoco"))
+
+
+# --- Commands, terms and a pose. ---
+
+
+class Follow(Reach):
+    """Pays what it was asked for, so that every reward says which command an episode had."""
+
+    def __init__(self, model=ARM, **options):
+        commands = {"far": gorl.Command(0.1, 1.0, "m"), "high": gorl.Command(-2.0, -1.0)}
+        super().__init__(model, **{"commands": commands, "command_period": 0.06, **options})
+
+    def observe(self, data):
+        return jnp.concatenate([data.qpos, self.command(data), data.userdata[:1]])
+
+    def reward(self, data, action):
+        far, high = self.command(data)
+        return {"far": far, "high": 2 * high}
+
+    def terminates(self, data):
+        return {"left": data.qpos[0] > 1.2, "right": data.qpos[0] < -1.2}
+
+    def control(self, data, action):
+        count = data.userdata[:1] + 1
+        after = gorl.MujocoEnv.control(self, data, action)
+        return after.replace(userdata=jnp.concatenate([count, data.userdata[1:]]))
+
+
+def played(task, num_steps=12, key=0, action=0.0):
+    episodes = load_environment(gorl.EnvConfig(task))
+    actions = jnp.full((num_steps, 2), action)
+    start = eqx.filter_jit(episodes.start)(jax.random.key(key))
+    states, results = eqx.filter_jit(
+        lambda start: jax.lax.scan(lambda e, a: trajectory_step(episodes, e, a), start, actions)
+    )(start)[1]
+    observations = np.concatenate([np.asarray(start.observation)[None], np.asarray(states.observation)])
+    return observations, jax.tree.map(np.asarray, results)
+
+
+def trajectory_step(episodes, episode, action):
+    after, result = episodes.step(episode, action)
+    return after, (after, result)
+
+
+def test_commands_are_drawn_anew_after_their_period_and_seen_before_they_pay():
+    observations, results = played(Follow())
+    commands = observations[:, 2:4]
+    changed = np.any(commands[1:] != commands[:-1], axis=1)
+    np.testing.assert_array_equal(changed, [False, False, True] * 4)  # 0.06 s are three steps
+    assert (commands[:, 0] >= 0.1).all()
+    assert (commands[:, 0] <= 1).all()
+    # A step is paid by the command that was seen before it.
+    np.testing.assert_allclose(results.terms["reward/far"], commands[:-1, 0], rtol=1e-6)
+    np.testing.assert_allclose(results.terms["reward/high"], 2 * commands[:-1, 1], rtol=1e-6)
+    np.testing.assert_allclose(results.reward, commands[:-1] @ [1, 2], rtol=1e-5)
+    np.testing.assert_array_equal(observations[:, 4], np.arange(13))  # the task's own number stays its own
+
+
+def test_commands_differ_by_episode_and_stay_without_a_period():
+    first, _ = played(Follow(command_period=None))
+    other, _ = played(Follow(command_period=None), key=1)
+    assert (first[:, 2:4] == first[0, 2:4]).all()
+    assert (other[0, 2:4] != first[0, 2:4]).all()
+
+
+def test_commands_can_be_fixed():
+    task = load_environment(gorl.EnvConfig(Follow(), commands="far=0.5"))
+    state = task.start(jax.random.key(0))
+    assert state.observation[2] == 0.5
+    observations, _ = played(Follow().commanded("far=0.5 high=-2"))
+    np.testing.assert_array_equal(observations[:, 2:4], [[0.5, -2.0]] * 13)
+    with pytest.raises(gorl.InputError, match="no command of Follow is called 'fra': did you mean 'far'"):
+        load_environment(gorl.EnvConfig(Follow(), commands="fra=0.5"))
+    with pytest.raises(gorl.InputError, match=r"env\.commands is for a gorl\.MujocoEnv that declares commands"):
+        load_environment(gorl.EnvConfig(gorl.MultiGoal(), commands="far=0.5"))
+    with pytest.raises(gorl.InputError, match=r"PointMass declares no commands: leave env\.commands out"):
+        load_environment(gorl.EnvConfig("PointMass", commands="far=0.5"))
+
+
+def test_a_task_with_commands_takes_no_compiled_model():
+    with pytest.raises(gorl.InputError, match=r"takes no mujoco\.MjModel: give its MJCF file or a mujoco\.MjSpec"):
+        Follow(mujoco.MjModel.from_xml_string(ARM))
+    spec = mujoco.MjSpec.from_string(ARM)
+    assert Follow(spec).mj_model.nuserdata == Follow(spec).mj_model.nuserdata == 3
+    assert spec.nuserdata == 1  # the user's own stays as it is
+
+
+def test_terms_and_reasons_are_columns_of_the_curve():
+    config = gorl.Config(
+        env=gorl.EnvConfig(Follow()),
+        learner=gorl.PPO(
+            num_envs=8,
+            unroll_length=10,
+            num_unrolls=1,
+            num_minibatches=2,
+            num_epochs=1,
+            policy_width=8,
+            policy_depth=1,
+            value_width=8,
+            value_depth=1,
+            on_actions=True,
+        ),
+        decoder=gorl.Identity(),
+        stage_steps=(160,),
+        evaluation_interval=80,
+        evaluation_episodes=16,
+    )
+    records = []
+    result = jax.tree.map(np.asarray, gorl.train(config, jax.random.key(0), records.append))
+    metrics = result.curve.metrics
+    assert {name for name in metrics if "/" in name} == {
+        "reward/far",
+        "reward/high",
+        "terminated/left",
+        "terminated/right",
+    }
+    np.testing.assert_allclose(
+        metrics["reward/far"] + metrics["reward/high"], result.curve.returns.mean(axis=-1), rtol=1e-4
+    )
+    shares = metrics["terminated/left"] + metrics["terminated/right"]
+    assert ((shares > 0) & (shares <= 1)).all()
+    assert records[0].metrics["reward/far"] == pytest.approx(metrics["reward/far"][0])
+
+
+def test_an_action_moves_away_from_the_pose():
+    keyframe = '<keyframe><key name="bent" qpos="0 0" ctrl="2 -0.5"/></keyframe>'
+    model = ARM.replace("</mujoco>", keyframe + "</mujoco>")
+    for pose in ("bent", (2.0, -0.5)):
+        task = Reach(model, pose=pose, action_scale=0.5)
+        episodes = load_environment(gorl.EnvConfig(task))
+        after, _ = episodes.step(episodes.start(jax.random.key(0)), jnp.array([0.4, -1.0]))
+        np.testing.assert_allclose(after.state.data.ctrl, [2.2, -1.0], rtol=1e-6)
+    after, _ = episodes.step(after, jnp.array([3.0, 0.0]))
+    np.testing.assert_allclose(after.state.data.ctrl, [3.0, -0.5], rtol=1e-6)  # within the actuator's range
+    with pytest.raises(gorl.InputError, match="no keyframe of the model is called 'bnt': did you mean 'bent'"):
+        Reach(model, pose="bnt")
+    with pytest.raises(gorl.InputError, match=r"the pose of Reach has the shape \(3,\): .* each of the 2 actuators"):
+        Reach(model, pose=(1.0, 2.0, 3.0))

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import operator
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import equinox as eqx
@@ -14,8 +14,10 @@ import jax.numpy as jnp
 from .._errors import InputError, unknown_name
 from .._imported import described, imported, not_found
 from .._promotion import usual_promotion
+from .._tree import all_finite
 from . import _brax, _multigoal, _playground
 from ._base import EnvConfig as EnvConfig, Environment as Environment
+from ._command import Command as Command
 from ._episode import (
     EpisodeState as EpisodeState,
     EpisodicEnv as EpisodicEnv,
@@ -24,6 +26,7 @@ from ._episode import (
 )
 from ._implementation import check_implementation
 from ._multigoal import MultiGoal as MultiGoal
+from ._parts import chosen_parts
 from ._robot import MujocoEnv as MujocoEnv, MujocoState as MujocoState
 from ._scene import Pose as Pose, Scene as Scene
 from ._wrapped import check_bare
@@ -94,6 +97,8 @@ def check_options(config: EnvConfig) -> None:
             raise InputError(f"env.backend is for Brax's environments, and {config} is none: leave it out.")
         if config.backend not in _brax.BACKENDS:
             raise unknown_name("Brax backend", config.backend, _brax.BACKENDS)
+    if config.commands is not None and name in environments():
+        raise InputError(f"{config} declares no commands: leave env.commands out.")
     if config.implementation is not None:
         check_implementation(config.implementation)
         if in_brax or name in _BUILT_IN:
@@ -122,16 +127,33 @@ def _load(config: EnvConfig, platform: str) -> EpisodicEnv:
             env = _simulated(env, config)
             sizes = _check(env, str(config))
     assert sizes is not None
+    observation_size, action_size = sizes
+    parts = chosen_parts(config, observation_size)
     episode_length = config.episode_length or int(getattr(env, "episode_length", 1000))
     training_length = min(config.training_length or episode_length, episode_length)
     origin = (*(getattr(config, field.name) for field in dataclasses.fields(config)), platform)
-    return EpisodicEnv(_Loaded(env, origin, rules), *sizes, episode_length, training_length, config.action_repeat)
+    return EpisodicEnv(
+        _Loaded(env, origin, rules),
+        parts.observation_size,
+        action_size,
+        episode_length,
+        training_length,
+        config.action_repeat,
+        parts.policy,
+        parts.critic,
+        parts.critic_observation_size,
+    )
 
 
 def _simulated(env: Any, config: EnvConfig) -> Any:
     """A user's environment, simulated by the implementation that `config` asks for."""
     if isinstance(env, MujocoEnv):
+        env = env if config.commands is None else env.commanded(config.commands)
         return env.by(config.implementation)
+    if config.commands is not None:
+        raise InputError(
+            f"env.commands is for a gorl.MujocoEnv that declares commands, and {config} is none: leave it out."
+        )
     if _playground.is_task(env):
         return _playground.simulated(env, config.implementation)
     if config.implementation is not None:
@@ -211,26 +233,22 @@ def _checked(method: Any, name: str) -> Any:
     return call
 
 
-def _check(env: Any, name: str) -> tuple[int, int]:
+def _check(env: Any, name: str) -> tuple[int | dict[str, int], int]:
     """Checks a user's environment by one reset and one step.
 
     **Returns:**
 
-    The sizes of its observations and actions.
+    The size of its observations, or of each of their parts, and that of its actions.
     """
-    sizes = _size(env, name, "observation_size"), _size(env, name, "action_size")
+    action_size = _size(env, name, "action_size")
     # Shapes first, by tracing, as compiling the physics can take a minute.
     reset, step = (jax.jit(_checked(getattr(env, method), f"{name}.{method}")) for method in ("reset", "step"))
     state = jax.eval_shape(reset, jax.random.key(0))
     for part in ("obs", "reward", "done"):
         if not hasattr(state, part):
             raise InputError(f"the state that {name}.reset returns lacks {part!r} (see gorl.Environment).")
-    if getattr(state.obs, "shape", None) != sizes[:1]:
-        raise InputError(
-            f"{name} must give observations that are one vector of observation_size = {sizes[0]} numbers, "
-            f"not {jax.tree.map(jnp.shape, state.obs)}."
-        )
-    action = jnp.zeros(sizes[1])
+    observation_size = _observation_size(env, name, state.obs)
+    action = jnp.zeros(action_size)
     for method, seen in (("reset", state), ("step", jax.eval_shape(step, state, action))):
         if jnp.shape(seen.reward) != () or jnp.shape(seen.done) != ():
             raise InputError(
@@ -239,14 +257,33 @@ def _check(env: Any, name: str) -> tuple[int, int]:
     started = reset(jax.random.key(0))
     after = step(started, action)
     for method, seen in (("reset", started), ("step", after)):
-        if not bool(jnp.all(jnp.isfinite(seen.obs))):
+        if not all_finite(seen.obs):
             raise InputError(
                 f"the observation that {name}.{method} returns holds NaN or infinity: mend the environment, or leave "
                 "out the entries that can be undefined."
             )
     if not bool(jnp.isfinite(after.reward)):
         raise InputError(f"the reward that {name}.step returns is {after.reward}: it must be a finite number.")
-    return sizes
+    return observation_size, action_size
+
+
+def _observation_size(env: Any, name: str, observation: Any) -> int | dict[str, int]:
+    """The size of an observation, or of each of its parts."""
+    if not isinstance(observation, Mapping):
+        size = _size(env, name, "observation_size")
+        if getattr(observation, "shape", None) != (size,):
+            raise InputError(
+                f"{name} must give observations that are one vector of observation_size = {size} numbers, or a "
+                f"dictionary of vectors, not {jax.tree.map(jnp.shape, observation)}."
+            )
+        return size
+    shapes: dict[str, tuple[int, ...]] = {part: jnp.shape(vector) for part, vector in observation.items()}
+    if not shapes or any(len(shape) != 1 or shape[0] < 1 for shape in shapes.values()):
+        raise InputError(
+            f"each part of the observation of {name} must be one vector of one number or more, and their shapes are "
+            f"{shapes}."
+        )
+    return {part: shape[0] for part, shape in shapes.items()}
 
 
 def _size(env: Any, name: str, part: str) -> int:

@@ -16,11 +16,12 @@ class Environment(Protocol):
 
     - `reset(key) -> state` starts an episode from a start state that `key` decides.
     - `step(state, action) -> state` moves on by one control step; `action` is a vector in `[-1, 1]`.
-    - `observation_size` and `action_size` are integers.
+    - `observation_size` and `action_size` are integers; the former is not read of an observation in parts.
     - `episode_length` is optional: the number of control steps until the time limit (1000 if there is none).
 
-    A state is any pytree with the attributes `obs` (a vector), `reward` (a scalar) and `done` (a scalar, true or 1
-    where the episode terminated; running into the time limit is no termination).
+    A state is any pytree with the attributes `obs` (a vector, or a dictionary of vectors: an observation in parts),
+    `reward` (a scalar) and `done` (a scalar, true or 1 where the episode terminated; running into the time limit is no
+    termination).
     """
 
     @property
@@ -69,11 +70,16 @@ class EnvConfig(eqx.Module):
     - `staggered`: begin training with a random part of each worker's time limit already over, so that episodes that
         never terminate do not all end, and teach their ends, at once.
     - `action_repeat`: how many control steps each action is held for.
+    - `policy_observation`: of an observation in parts, the part that the policy sees, and with it decoders and exports;
+        `None` for `"state"`, or for the only part.
+    - `critic_observation`: the part that critics see, which nothing needs after training; `None` for
+        `"privileged_state"` where there is one, else for what the policy sees.
     - `backend`: the physics of a Brax environment: `"spring"`, `"positional"`, `"generalized"` or `"mjx"`; `None` for
         the environment's default.
     - `implementation`: what simulates a MuJoCo Playground task or a `gorl.MujocoEnv`: `"mujoco"`, which is MuJoCo's
         own engine on the cores of a CPU, or MJX in `"jax"` or in `"warp"`; `None` for Warp on a CUDA device, MuJoCo on
         a CPU and MJX in JAX elsewhere.
+    - `commands`: fixed values for commands of a `gorl.MujocoEnv`, as `"forward=1.0 turn=0"`; `None` to draw them.
     """
 
     name: str | _Instance = eqx.field(static=True, converter=_hold)
@@ -81,8 +87,11 @@ class EnvConfig(eqx.Module):
     training_length: int | None = static_field(None)
     staggered: bool = eqx.field(static=True, default=False)
     action_repeat: int = static_field(1)
+    policy_observation: str | None = eqx.field(static=True, default=None)
+    critic_observation: str | None = eqx.field(static=True, default=None)
     backend: str | None = eqx.field(static=True, default=None)
     implementation: str | None = eqx.field(static=True, default=None)
+    commands: str | None = eqx.field(static=True, default=None)
 
     def __str__(self) -> str:
         return self.name if isinstance(self.name, str) else type(self.name.value).__name__

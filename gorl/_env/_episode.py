@@ -1,6 +1,7 @@
 """The time limit, the action repeat and the restart, around any environment."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import equinox as eqx
@@ -21,16 +22,25 @@ class EpisodeState(eqx.Module):
     - `state`: the environment's own state.
     - `step_count`: control steps since the start.
     - `done`: whether the episode has ended.
+    - `policy_part`, `critic_part`: the parts of the observation that the policy and critics see; `None` for the whole
+        observation and for what the policy sees.
     """
 
     state: PyTree
     step_count: Int[Array, "*batch"]
     done: Bool[Array, "*batch"]
+    policy_part: str | None = eqx.field(static=True, default=None)
+    critic_part: str | None = eqx.field(static=True, default=None)
 
     @property
     def observation(self) -> Float[Array, "*batch observation"]:
         """What the policy sees now."""
-        return self.state.obs
+        return self.state.obs if self.policy_part is None else self.state.obs[self.policy_part]
+
+    @property
+    def critic_observation(self) -> Float[Array, "*batch critic_observation"] | None:
+        """What critics see now; `None` for what the policy sees."""
+        return None if self.critic_part is None else self.state.obs[self.critic_part]
 
 
 class StepResult(eqx.Module):
@@ -41,11 +51,14 @@ class StepResult(eqx.Module):
     - `reward`: the sum of the rewards of the control steps that the action was held for.
     - `terminated`: whether the environment ended the episode.
     - `truncated`: whether the time limit ended it, and the environment did not.
+    - `terms`: the sums of the terms of the reward, and which named termination ended the episode, where the environment
+        has them: the entries of its `metrics` that begin with `"reward/"` or `"terminated/"`.
     """
 
     reward: Float[Array, "*batch"]
     terminated: Bool[Array, "*batch"]
     truncated: Bool[Array, "*batch"]
+    terms: dict[str, Float[Array, "*batch"]]
 
 
 class EpisodicEnv(eqx.Module):
@@ -58,6 +71,8 @@ class EpisodicEnv(eqx.Module):
     - `episode_length`: control steps until the time limit.
     - `training_length`: the same in training.
     - `action_repeat`: control steps for which each action is held.
+    - `policy_part`, `critic_part`: as in `EpisodeState`.
+    - `critic_observation_size`: the length of what critics see; `None` for what the policy sees.
     """
 
     env: Any = eqx.field(static=True)  # hashable, with the `reset` and `step` of an `Environment`
@@ -66,6 +81,9 @@ class EpisodicEnv(eqx.Module):
     episode_length: int = eqx.field(static=True)
     training_length: int = eqx.field(static=True)
     action_repeat: int = eqx.field(static=True)
+    policy_part: str | None = eqx.field(static=True, default=None)
+    critic_part: str | None = eqx.field(static=True, default=None)
+    critic_observation_size: int | None = eqx.field(static=True, default=None)
 
     @property
     def num_steps(self) -> int:
@@ -84,34 +102,43 @@ class EpisodicEnv(eqx.Module):
         """Starts an episode; `key` decides its start state."""
         # If the types of start and step differed, every scan over an episode would be traced twice.
         state = self._widened(jax.tree.map(_strong, self.env.reset(key)))
-        return EpisodeState(state, jnp.zeros((), jnp.int32), jnp.zeros((), bool))
+        parts = (self.policy_part, self.critic_part)
+        return EpisodeState(state, jnp.zeros((), jnp.int32), jnp.zeros((), bool), *parts)
 
     @eqx.filter_jit
     def step(self, episode: EpisodeState, action: Float[Array, " action"]) -> tuple[EpisodeState, StepResult]:
         """Takes one action. An episode that is done is not restarted."""
 
-        def control_step(carry: tuple[PyTree, Array], _: None) -> tuple[tuple[PyTree, Array], Array]:
+        def control_step(
+            carry: tuple[PyTree, Array], _: None
+        ) -> tuple[tuple[PyTree, Array], tuple[Array, dict[str, Array]]]:
             state, terminated = carry
             after = self.env.step(state, action)
             # The reward of `reset` may be an integer where that of `step` is not.
-            reward, done = jnp.asarray(after.reward, jnp.float32), jnp.asarray(after.done, bool)
+            done, earned = jnp.asarray(after.done, bool), (jnp.asarray(after.reward, jnp.float32), _terms(after))
             after = jax.tree.map(lambda old, new: jax.lax.convert_element_type(new, old.dtype), state, after)
             if self.action_repeat > 1:  # an episode may terminate while an action is held
                 after = optax.tree.where(terminated, state, after)
-                reward = jnp.where(terminated, 0.0, reward)
+                earned = jax.tree.map(lambda leaf: jnp.where(terminated, 0.0, leaf), earned)
             # A simulation that blew up ends its episode, and its last reward means nothing.
-            reward = jnp.where(done & ~jnp.isfinite(reward), 0.0, reward)
-            return (after, terminated | done), reward
+            earned = jax.tree.map(lambda leaf: jnp.where(done & ~jnp.isfinite(leaf), 0.0, leaf), earned)
+            return (after, terminated | done), earned
 
         carry = (episode.state, jnp.zeros((), bool))
         if self.action_repeat == 1:
-            (state, terminated), reward = control_step(carry, None)
+            (state, terminated), (reward, terms) = control_step(carry, None)
         else:
-            (state, terminated), rewards = jax.lax.scan(control_step, carry, None, self.action_repeat)
-            reward = jnp.sum(rewards)
+            (state, terminated), earned = jax.lax.scan(control_step, carry, None, self.action_repeat)
+            reward, terms = jax.tree.map(jnp.sum, earned)
         step_count = episode.step_count + self.action_repeat
         truncated = (step_count >= self.episode_length) & ~terminated
-        return EpisodeState(state, step_count, terminated | truncated), StepResult(reward, terminated, truncated)
+        after = dataclasses.replace(episode, state=state, step_count=step_count, done=terminated | truncated)
+        return after, StepResult(reward, terminated, truncated, terms)
+
+    @property
+    def term_names(self) -> tuple[str, ...]:
+        """The names of `StepResult.terms`."""
+        return tuple(jax.eval_shape(lambda key: _terms(self.start(key).state), jax.random.key(0)))
 
     def _widened(self, state: PyTree) -> PyTree:
         """Converts every field of `state` to the wider of the types that `reset` and `step` give it."""
@@ -127,7 +154,19 @@ class EpisodicEnv(eqx.Module):
         """`num_envs` episodes that are all done: a rollout begins by starting them."""
         shapes = jax.eval_shape(self.start, jax.random.key(0))
         zeros = jax.tree.map(lambda leaf: jnp.zeros((num_envs, *leaf.shape), leaf.dtype), shapes)
-        return EpisodeState(zeros.state, zeros.step_count, ~zeros.done)
+        return dataclasses.replace(zeros, done=~zeros.done)
+
+
+def _terms(state: PyTree) -> dict[str, Array]:
+    """What of a state's metrics is a term of the reward or a termination."""
+    metrics = getattr(state, "metrics", None)
+    if not isinstance(metrics, Mapping):
+        return {}
+    return {
+        name: jax.lax.convert_element_type(metrics[name], jnp.float32)
+        for name in sorted(metrics)
+        if name.startswith(("reward/", "terminated/"))
+    }
 
 
 def restart(start: EpisodeState, episode: EpisodeState) -> EpisodeState:

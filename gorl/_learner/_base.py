@@ -1,7 +1,7 @@
 """The interface of learners and encoders."""
 
 import abc
-from typing import Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -60,6 +60,8 @@ class Experience(eqx.Module):
     - `reward`: of each action.
     - `terminated`, `truncated`: whether the episode ended with the step, and why.
     - `next_observation`: after each action, before any restart.
+    - `critic_observation`, `next_critic_observation`: the same as critics see it; `None` where they see what the policy
+        sees.
     """
 
     observation: Float[Array, "time envs observation"]
@@ -70,6 +72,19 @@ class Experience(eqx.Module):
     terminated: Bool[Array, "time envs"]
     truncated: Bool[Array, "time envs"]
     next_observation: Float[Array, "time envs observation"]
+    critic_observation: Float[Array, "time envs critic_observation"] | None = None
+    next_critic_observation: Float[Array, "time envs critic_observation"] | None = None
+
+    def for_critic(self) -> tuple[Float[Array, "time envs seen"], Float[Array, "time envs seen"]]:
+        """What critics see before and after each action."""
+        if self.critic_observation is None or self.next_critic_observation is None:
+            return self.observation, self.next_observation
+        return self.critic_observation, self.next_critic_observation
+
+    @property
+    def observations(self) -> tuple[Array, ...]:
+        """Everything that the policy and critics see."""
+        return (self.observation, self.next_observation, *self.for_critic())
 
 
 class AbstractLearner(eqx.Module, Generic[LearnerState]):
@@ -97,15 +112,23 @@ class AbstractLearner(eqx.Module, Generic[LearnerState]):
         return self.num_envs * self.unroll_length * self.num_unrolls
 
     @abc.abstractmethod
-    def init(self, observation_size: int, latent_size: int, key: RandomKey) -> LearnerState:
+    def init(
+        self, observation_size: int, latent_size: int, key: RandomKey, critic_observation_size: int | None = None
+    ) -> LearnerState:
         """A fresh state. With a decoder, its encoder is N(0, I) for every observation.
 
-        Raises `gorl.InputError` for sizes that the learner does not support.
+        `critic_observation_size` is the length of what critics see, `None` where they see what the policy sees. Raises
+        `gorl.InputError` for sizes that the learner does not support.
         """
 
     @abc.abstractmethod
     def restart(
-        self, learner_state: LearnerState, observation_size: int, latent_size: int, key: RandomKey
+        self,
+        learner_state: LearnerState,
+        observation_size: int,
+        latent_size: int,
+        key: RandomKey,
+        critic_observation_size: int | None = None,
     ) -> LearnerState:
         """The state that the next stage begins with: a fresh encoder, and what stays valid under another decoder."""
 
@@ -134,6 +157,45 @@ class AbstractLearner(eqx.Module, Generic[LearnerState]):
     @abc.abstractmethod
     def check(self) -> None:
         """Checks what the declared ranges of single fields cannot; raises `gorl.InputError`."""
+
+
+@runtime_checkable
+class HasCritic(Protocol):
+    """The state of a learner with critics.
+
+    **Attributes:**
+
+    - `encoder`: the policy.
+    - `critic_statistics`: running statistics of what critics see; `None` where they see what the policy sees, whose
+        statistics the encoder has.
+    """
+
+    encoder: Any
+    critic_statistics: RunningStatistics | None
+
+
+StateWithCritic = TypeVar("StateWithCritic", bound=HasCritic)
+
+
+def fresh_critic_statistics(critic_observation_size: int | None) -> RunningStatistics | None:
+    """Statistics of nothing; `None` where critics see what the policy sees."""
+    return None if critic_observation_size is None else RunningStatistics.empty(critic_observation_size)
+
+
+def statistics_for_critic(learner_state: HasCritic) -> RunningStatistics:
+    """The statistics by which critics normalise their input."""
+    of_critic = learner_state.critic_statistics
+    return learner_state.encoder.statistics if of_critic is None else of_critic
+
+
+def with_updated_statistics(learner_state: StateWithCritic, experience: Experience) -> StateWithCritic:
+    """`learner_state` with its running statistics brought up to date with `experience`."""
+    statistics = learner_state.encoder.statistics.update(experience.observation)
+    learner_state = eqx.tree_at(lambda state: state.encoder.statistics, learner_state, statistics)
+    if learner_state.critic_statistics is None:
+        return learner_state
+    statistics = learner_state.critic_statistics.update(experience.for_critic()[0])
+    return eqx.tree_at(lambda state: state.critic_statistics, learner_state, statistics)
 
 
 def check_minibatches(num_minibatches: int, num_steps: int) -> None:

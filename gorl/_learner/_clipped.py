@@ -13,10 +13,19 @@ from .._backend import map_rows, mean_gradient, shuffle
 from .._hyperparameters import float_field, static_field
 from .._network import mlp
 from .._promotion import usually_promoting
+from .._statistics import RunningStatistics
 from .._trainable import split_trainable
 from .._tree import all_finite
 from .._types import RandomKey, Real
-from ._base import AbstractEncoder, AbstractLearner, Experience, check_minibatches
+from ._base import (
+    AbstractEncoder,
+    AbstractLearner,
+    Experience,
+    check_minibatches,
+    fresh_critic_statistics,
+    statistics_for_critic,
+    with_updated_statistics,
+)
 
 
 class ActorCritic(eqx.Module):
@@ -27,11 +36,13 @@ class ActorCritic(eqx.Module):
     - `encoder`: the policy.
     - `value`: the value network.
     - `optimiser_state`: Adam's, for both.
+    - `critic_statistics`: running statistics of what the value network sees; `None` where it sees what the policy sees.
     """
 
     encoder: AbstractEncoder
     value: eqx.nn.MLP
     optimiser_state: PyTree
+    critic_statistics: RunningStatistics | None = None
 
 
 class PolicyTerms(eqx.Module):
@@ -57,6 +68,7 @@ class Batch(eqx.Module):
     extras: PyTree[Array]  # the encoder's, of each step
     advantage: Float[Array, " batch"]
     target: Float[Array, " batch"]
+    critic_observation: Float[Array, "batch critic_observation"] | None
 
 
 class AbstractClippedLearner(AbstractLearner[ActorCritic]):
@@ -138,25 +150,33 @@ class AbstractClippedLearner(AbstractLearner[ActorCritic]):
         """
         return self.policy_width
 
-    def init(self, observation_size: int, latent_size: int, key: RandomKey) -> ActorCritic:
+    def init(
+        self, observation_size: int, latent_size: int, key: RandomKey, critic_observation_size: int | None = None
+    ) -> ActorCritic:
         encoder_key, value_key = jax.random.split(key)
         encoder = self.fresh_encoder(observation_size, latent_size, encoder_key)
-        value = mlp(observation_size, 1, self.value_width, self.value_depth, key=value_key)
-        return self._initial_state(encoder, value)
+        value_inputs = critic_observation_size or observation_size
+        value = mlp(value_inputs, 1, self.value_width, self.value_depth, key=value_key)
+        return self._initial_state(encoder, value, fresh_critic_statistics(critic_observation_size))
 
     def restart(
-        self, learner_state: ActorCritic, observation_size: int, latent_size: int, key: RandomKey
+        self,
+        learner_state: ActorCritic,
+        observation_size: int,
+        latent_size: int,
+        key: RandomKey,
+        critic_observation_size: int | None = None,
     ) -> ActorCritic:
-        fresh = self.init(observation_size, latent_size, key)
+        fresh = self.init(observation_size, latent_size, key, critic_observation_size)
         learner_state = optax.tree.where(
             all_finite(learner_state), learner_state, fresh
         )  # a stage that diverged leaves nothing to keep
         last = learner_state.encoder
         encoder = last if self.keep_encoder else self.next_encoder(last, fresh.encoder)
         if not self.keep_value:
-            return self._initial_state(encoder, fresh.value)
+            return self._initial_state(encoder, fresh.value, fresh.critic_statistics)
         encoder = eqx.tree_at(lambda e: e.statistics, encoder, learner_state.encoder.statistics)
-        return self._initial_state(encoder, learner_state.value)
+        return self._initial_state(encoder, learner_state.value, learner_state.critic_statistics)
 
     def next_encoder(self, last: AbstractEncoder, fresh: AbstractEncoder) -> AbstractEncoder:
         """The encoder that a stage begins with, given the last one and a fresh one.
@@ -196,13 +216,14 @@ class AbstractClippedLearner(AbstractLearner[ActorCritic]):
 
         learner_state, metrics = jax.lax.scan(epoch, learner_state, jax.random.split(key, self.num_epochs))
         # The statistics change after the gradient steps: otherwise the first ratios would not be 1.
-        statistics = learner_state.encoder.statistics.update(experience.observation)
-        learner_state = eqx.tree_at(lambda m: m.encoder.statistics, learner_state, statistics)
+        learner_state = with_updated_statistics(learner_state, experience)
         return learner_state, {name: jnp.mean(metrics) for name, metrics in metrics.items()}
 
-    def _initial_state(self, encoder: AbstractEncoder, value: eqx.nn.MLP) -> ActorCritic:
+    def _initial_state(
+        self, encoder: AbstractEncoder, value: eqx.nn.MLP, critic_statistics: RunningStatistics | None
+    ) -> ActorCritic:
         trainable, _ = split_trainable((encoder, value))
-        return ActorCritic(encoder, value, self._optimiser().init(trainable))
+        return ActorCritic(encoder, value, self._optimiser().init(trainable), critic_statistics)
 
     def _optimiser(self, progress: Real = 0.0) -> optax.GradientTransformation:
         return usually_promoting(
@@ -215,21 +236,23 @@ class AbstractClippedLearner(AbstractLearner[ActorCritic]):
     def _batch(self, learner_state: ActorCritic, experience: Experience) -> Batch:
         """Computes advantages and targets once, and flattens the experience into one batch."""
 
-        def values(observation: Float[Array, "time envs observation"]) -> Float[Array, "time envs"]:
+        def values(observation: Float[Array, "time envs seen"]) -> Float[Array, "time envs"]:
             # One flat batch: with two axes XLA puts transposes around every matrix product.
-            rows = learner_state.encoder.statistics.normalise(observation).reshape(-1, observation.shape[-1])
+            rows = statistics_for_critic(learner_state).normalise(observation).reshape(-1, observation.shape[-1])
             return map_rows(learner_state.value, rows, self.value_width).reshape(observation.shape[:-1])
 
+        observation, next_observation = experience.for_critic()
         advantage, target = generalised_advantage(
             self.reward_scale * experience.reward,
-            values(experience.observation),
-            values(experience.next_observation),
+            values(observation),
+            values(next_observation),
             experience.terminated,
             experience.truncated,
             self.discount,
             self.gae_lambda,
         )
         steps = (experience.observation, experience.latent, experience.extras, advantage, target)
+        steps = (*steps, experience.critic_observation)
         return Batch(*jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), steps))
 
     def _gradient_step(
@@ -240,22 +263,23 @@ class AbstractClippedLearner(AbstractLearner[ActorCritic]):
 
         def loss(trainable: PyTree, steps: Batch) -> tuple[Float[Array, ""], dict[str, Array]]:
             encoder, value = eqx.combine(trainable, rest)
-            return self._loss(encoder, value, steps)
+            return self._loss(encoder, value, statistics_for_critic(learner_state), steps)
 
         gradient, metrics = mean_gradient(loss, trainable, batch, max(self.encoder_width, self.value_width))
         updates, optimiser_state = optimiser.update(gradient, learner_state.optimiser_state)
         encoder, value = eqx.combine(eqx.apply_updates(trainable, updates), rest)
-        return ActorCritic(encoder, value, optimiser_state), metrics
+        return ActorCritic(encoder, value, optimiser_state, learner_state.critic_statistics), metrics
 
     def _loss(
-        self, encoder: AbstractEncoder, value: eqx.nn.MLP, batch: Batch
+        self, encoder: AbstractEncoder, value: eqx.nn.MLP, statistics: RunningStatistics, batch: Batch
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
         """The loss and the metrics, each a mean over steps. Advantages have been standardised."""
         step = (batch.observation, batch.latent, batch.extras)
         terms = jax.vmap(self.policy_terms, in_axes=(None, 0, 0, 0))(encoder, *step)
         log_ratio = terms.log_ratio
         objective = clipped_objective(log_ratio, batch.advantage, self.clip_epsilon, asymmetric=self.asymmetric)
-        values = jax.vmap(value)(encoder.statistics.normalise(batch.observation))[:, 0]
+        seen = batch.observation if batch.critic_observation is None else batch.critic_observation
+        values = jax.vmap(value)(statistics.normalise(seen))[:, 0]
         value_loss = jnp.mean((values - batch.target) ** 2)
         return -objective + self.value_loss_coefficient * value_loss + jnp.mean(terms.regulariser), {
             "policy_loss": -objective,

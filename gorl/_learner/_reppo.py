@@ -21,7 +21,14 @@ from .._statistics import RunningStatistics
 from .._trainable import split_trainable
 from .._tree import all_finite
 from .._types import RandomKey, Real
-from ._base import AbstractLearner, Experience, check_minibatches
+from ._base import (
+    AbstractLearner,
+    Experience,
+    check_minibatches,
+    fresh_critic_statistics,
+    statistics_for_critic,
+    with_updated_statistics,
+)
 from ._encoder import GaussianEncoder
 
 _KL_MODES = ("clipped", "full", "none")
@@ -52,6 +59,7 @@ class REPPOState(eqx.Module):
     - `critic`: the critic.
     - `log_temperature`, `log_multiplier`: logarithms of α and β.
     - `optimiser_states`: Adam's, for the encoder, the critic and both logarithms.
+    - `critic_statistics`: running statistics of what the critic sees; `None` where it sees what the policy sees.
     """
 
     encoder: GaussianEncoder
@@ -60,6 +68,7 @@ class REPPOState(eqx.Module):
     log_temperature: Float[Array, ""]
     log_multiplier: Float[Array, ""]
     optimiser_states: tuple[PyTree, PyTree, PyTree]
+    critic_statistics: RunningStatistics | None = None
 
 
 class Batch(eqx.Module):
@@ -68,9 +77,10 @@ class Batch(eqx.Module):
     observation: Float[Array, "batch observation"]
     latent: Float[Array, "batch latent"]
     reward: Float[Array, " batch"]
-    next_observation: Float[Array, "batch observation"]
     next_latent: Float[Array, "batch latent"]
     target: Float[Array, " batch"]
+    seen: Float[Array, "batch seen"]  # by the critic
+    next_seen: Float[Array, "batch seen"]
 
 
 @final
@@ -157,7 +167,9 @@ class REPPO(AbstractLearner[REPPOState]):
     initial_multiplier: Real = float_field(0.01, above=0)
     average_decay: Real = float_field(0.95, at_least=0, at_most=1)
 
-    def init(self, observation_size: int, latent_size: int, key: RandomKey) -> REPPOState:
+    def init(
+        self, observation_size: int, latent_size: int, key: RandomKey, critic_observation_size: int | None = None
+    ) -> REPPOState:
         encoder_key, trunk_key, head_key, auxiliary_key = jax.random.split(key, 4)
         encoder = GaussianEncoder.init(
             observation_size,
@@ -170,7 +182,7 @@ class REPPO(AbstractLearner[REPPOState]):
         width, depth = self.value_width, self.value_depth
         # The features are the output of the last hidden layer, so the head is a single layer.
         trunk = mlp(
-            observation_size + latent_size,
+            (critic_observation_size or observation_size) + latent_size,
             width,
             width,
             depth - 1,
@@ -180,10 +192,18 @@ class REPPO(AbstractLearner[REPPOState]):
         )
         head = sure_of_zero(mlp(width, self.num_bins, width, 0, key=head_key), self._bins)
         auxiliary_head = mlp(width, width + 1, width, 1, key=auxiliary_key) if self.auxiliary_loss else None
-        return self._initial_state(encoder, Critic(trunk, head, auxiliary_head))
+        critic = Critic(trunk, head, auxiliary_head)
+        return self._initial_state(encoder, critic, fresh_critic_statistics(critic_observation_size))
 
-    def restart(self, learner_state: REPPOState, observation_size: int, latent_size: int, key: RandomKey) -> REPPOState:
-        fresh = self.init(observation_size, latent_size, key)
+    def restart(
+        self,
+        learner_state: REPPOState,
+        observation_size: int,
+        latent_size: int,
+        key: RandomKey,
+        critic_observation_size: int | None = None,
+    ) -> REPPOState:
+        fresh = self.init(observation_size, latent_size, key, critic_observation_size)
         learner_state = optax.tree.where(
             all_finite(learner_state), learner_state, fresh
         )  # a stage that diverged leaves nothing to keep
@@ -193,9 +213,9 @@ class REPPO(AbstractLearner[REPPOState]):
         elif self.keep_features:
             encoder = learner_state.encoder.at_prior()
         if not self.keep_critic:
-            return self._initial_state(encoder, fresh.critic)
+            return self._initial_state(encoder, fresh.critic, fresh.critic_statistics)
         encoder = eqx.tree_at(lambda e: e.statistics, encoder, learner_state.encoder.statistics)
-        return self._initial_state(encoder, learner_state.critic)
+        return self._initial_state(encoder, learner_state.critic, learner_state.critic_statistics)
 
     def encoder(self, learner_state: REPPOState) -> GaussianEncoder:
         return learner_state.encoder
@@ -251,20 +271,19 @@ class REPPO(AbstractLearner[REPPOState]):
 
         learner_state, metrics = jax.lax.scan(epoch, learner_state, jax.random.split(key, self.num_epochs))
         # The statistics change after the gradient steps: otherwise the old encoder would not be the one that acted.
-        statistics = learner_state.encoder.statistics.update(experience.observation)
-        encoder = eqx.tree_at(lambda e: e.statistics, learner_state.encoder, statistics)
-        learner_state = eqx.tree_at(
-            lambda m: (m.encoder, m.averaged_encoder), learner_state, (encoder, self._averaged(learner_state, encoder))
-        )
+        learner_state = with_updated_statistics(learner_state, experience)
+        learner_state = eqx.tree_at(lambda m: m.averaged_encoder, learner_state, self._averaged(learner_state))
         return learner_state, {name: jnp.mean(metric) for name, metric in metrics.items()}
 
-    def _initial_state(self, encoder: GaussianEncoder, critic: Critic) -> REPPOState:
+    def _initial_state(
+        self, encoder: GaussianEncoder, critic: Critic, critic_statistics: RunningStatistics | None
+    ) -> REPPOState:
         log_temperature, log_multiplier = (
             jnp.log(jnp.asarray(number, jnp.float32)) for number in (self.initial_temperature, self.initial_multiplier)
         )
         duals = (log_temperature, log_multiplier)
         states = tuple(self._optimiser().init(split_trainable(part)[0]) for part in (encoder, critic, duals))
-        return REPPOState(encoder, encoder, critic, *duals, states)  # pyright: ignore[reportArgumentType]
+        return REPPOState(encoder, encoder, critic, *duals, states, critic_statistics)  # pyright: ignore[reportArgumentType]
 
     def _optimiser(self) -> optax.GradientTransformation:
         """Steps of size 1, to be scaled by a learning rate that may change in the course of a run."""
@@ -279,8 +298,8 @@ class REPPO(AbstractLearner[REPPOState]):
     def _bins(self) -> Bins:
         return value_bins(self.num_bins, self.lowest_value, self.highest_value, self.discount, self.reward_scale)
 
-    def _averaged(self, learner_state: REPPOState, encoder: GaussianEncoder) -> GaussianEncoder:
-        newest, rest = split_trainable(encoder)
+    def _averaged(self, learner_state: REPPOState) -> GaussianEncoder:
+        newest, rest = split_trainable(learner_state.encoder)
         before, _ = split_trainable(learner_state.averaged_encoder)
         mixed: Any = optax.incremental_update(newest, before, 1 - self.average_decay)  # pyright: ignore[reportArgumentType]
         return eqx.combine(mixed, rest)
@@ -288,10 +307,10 @@ class REPPO(AbstractLearner[REPPOState]):
     def _batch(self, learner_state: REPPOState, experience: Experience, key: RandomKey) -> Batch:
         """Computes the targets once, and flattens the experience into one batch."""
         shape = experience.reward.shape
-        steps = (experience.observation, experience.latent, experience.next_observation)
-        observation, latent, next_observation = (leaf.reshape(-1, leaf.shape[-1]) for leaf in steps)
+        steps = (experience.observation, experience.latent, experience.next_observation, *experience.for_critic())
+        observation, latent, next_observation, seen, next_seen = (leaf.reshape(-1, leaf.shape[-1]) for leaf in steps)
         next_latent, next_divergence = self._draw(learner_state.encoder, next_observation, key)
-        next_value = self._values(learner_state.critic, learner_state.encoder.statistics, next_observation, next_latent)
+        next_value = self._values(learner_state.critic, statistics_for_critic(learner_state), next_seen, next_latent)
         reward = self.reward_scale * experience.reward
         # A step also pays for how far the next latent strays from the prior.
         cost = self.discount * jnp.exp(learner_state.log_temperature) * next_divergence.reshape(shape)
@@ -303,14 +322,14 @@ class REPPO(AbstractLearner[REPPOState]):
             self.discount,
             self.trace_decay,
         )
-        return Batch(observation, latent, reward.reshape(-1), next_observation, next_latent, target.reshape(-1))
+        return Batch(observation, latent, reward.reshape(-1), next_latent, target.reshape(-1), seen, next_seen)
 
     def _gradient_steps(
         self, learner_state: REPPOState, old: GaussianEncoder, batch: Batch, key: RandomKey, scale: Real
     ) -> tuple[REPPOState, dict[str, Array]]:
         encoder_state, critic_state, duals_state = learner_state.optimiser_states
         temperature, multiplier = jnp.exp(learner_state.log_temperature), jnp.exp(learner_state.log_multiplier)
-        statistics, bins = learner_state.encoder.statistics, self._bins
+        statistics, bins = statistics_for_critic(learner_state), self._bins
         width = max(self.policy_width, self.value_width)
 
         # The critic, towards the targets.
@@ -318,7 +337,7 @@ class REPPO(AbstractLearner[REPPOState]):
 
         def critic_loss(trainable: PyTree, steps: Batch) -> tuple[Float[Array, ""], dict[str, Array]]:
             critic = eqx.combine(trainable, rest)
-            features = self._features(critic, statistics, steps.observation, steps.latent)
+            features = self._features(critic, statistics, steps.seen, steps.latent)
             logits = jax.vmap(critic.head)(features)
             loss = jnp.mean(optax.softmax_cross_entropy(logits, bins.project(steps.target)))
             out_of_range = jnp.mean(bins.clip(steps.target) != steps.target)
@@ -339,7 +358,7 @@ class REPPO(AbstractLearner[REPPOState]):
             mean, std = jax.vmap(encoder.distribution)(steps.observation)
             latent = mean + std * noise
             divergence = log_over_prior(latent, mean, std, on_actions=self.on_actions)
-            value = self._values(critic, statistics, steps.observation, latent)
+            value = self._values(critic, statistics, steps.seen, latent)
             kl = kl_divergence(*jax.vmap(old.distribution)(steps.observation), mean, std)
             upwards = temperature * divergence - value
             if self.kl_mode == "clipped":
@@ -370,7 +389,13 @@ class REPPO(AbstractLearner[REPPOState]):
         )
         states = (encoder_state, critic_state, duals_state)
         learner_state = REPPOState(
-            encoder, learner_state.averaged_encoder, critic, log_temperature, log_multiplier, states
+            encoder,
+            learner_state.averaged_encoder,
+            critic,
+            log_temperature,
+            log_multiplier,
+            states,
+            learner_state.critic_statistics,
         )
         return learner_state, {**critic_metrics, **metrics, "temperature": temperature, "multiplier": multiplier}
 
@@ -391,7 +416,7 @@ class REPPO(AbstractLearner[REPPOState]):
         self,
         critic: Critic,
         statistics: RunningStatistics,
-        observation: Float[Array, "batch observation"],
+        observation: Float[Array, "batch seen"],
         latent: Float[Array, "batch latent"],
     ) -> Float[Array, "batch features"]:
         seen = jnp.tanh(latent) if self.on_actions else latent
@@ -402,7 +427,7 @@ class REPPO(AbstractLearner[REPPOState]):
         self,
         critic: Critic,
         statistics: RunningStatistics,
-        observation: Float[Array, "batch observation"],
+        observation: Float[Array, "batch seen"],
         latent: Float[Array, "batch latent"],
     ) -> Float[Array, " batch"]:
         features = self._features(critic, statistics, observation, latent)
@@ -414,6 +439,6 @@ class REPPO(AbstractLearner[REPPOState]):
         """The error of the features of the next step and of the reward, as predicted from the features of this one."""
         if critic.auxiliary_head is None:
             return 0.0
-        following = self._features(critic, statistics, steps.next_observation, steps.next_latent)
+        following = self._features(critic, statistics, steps.next_seen, steps.next_latent)
         true = jax.lax.stop_gradient(jnp.concatenate([following, steps.reward[:, None]], axis=-1))
         return jnp.mean((jax.vmap(critic.auxiliary_head)(features) - true) ** 2)

@@ -18,10 +18,17 @@ from .._gaussian import log_over_prior
 from .._hyperparameters import float_field, int_field, static_field
 from .._network import mlp
 from .._promotion import usual_promotion, usually_promoting
+from .._statistics import RunningStatistics
 from .._trainable import split_trainable
 from .._tree import all_finite
 from .._types import Integer, RandomKey, Real
-from ._base import AbstractLearner, Experience
+from ._base import (
+    AbstractLearner,
+    Experience,
+    fresh_critic_statistics,
+    statistics_for_critic,
+    with_updated_statistics,
+)
 from ._encoder import GaussianEncoder
 
 
@@ -34,6 +41,8 @@ class Transition(eqx.Module):
     - `reward`: the discounted sum of the steps' rewards, after scaling.
     - `discount`: of the value of `next_observation`; 0 where the episode terminated.
     - `next_observation`: after the last step, before any restart.
+    - `critic_observation`, `next_critic_observation`: the same as critics see it; `None` where they see what the policy
+        sees.
     """
 
     observation: Float[Array, "*batch observation"]
@@ -41,6 +50,14 @@ class Transition(eqx.Module):
     reward: Float[Array, "*batch"]
     discount: Float[Array, "*batch"]
     next_observation: Float[Array, "*batch observation"]
+    critic_observation: Float[Array, "*batch critic_observation"] | None = None
+    next_critic_observation: Float[Array, "*batch critic_observation"] | None = None
+
+    def for_critic(self) -> tuple[Float[Array, "*batch seen"], Float[Array, "*batch seen"]]:
+        """What critics see at the first step and after the last."""
+        if self.critic_observation is None or self.next_critic_observation is None:
+            return self.observation, self.next_observation
+        return self.critic_observation, self.next_critic_observation
 
 
 class SACState(eqx.Module):
@@ -54,6 +71,7 @@ class SACState(eqx.Module):
     - `optimiser_states`: Adam's, for the encoder, the critics and the logarithm.
     - `buffer`: flashbax's replay buffer.
     - `num_seen`: steps of experience since the stage began.
+    - `critic_statistics`: running statistics of what critics see; `None` where they see what the policy sees.
     """
 
     encoder: GaussianEncoder
@@ -63,6 +81,7 @@ class SACState(eqx.Module):
     optimiser_states: tuple[PyTree, PyTree, PyTree]
     buffer: PyTree
     num_seen: Array
+    critic_statistics: RunningStatistics | None = None
 
 
 @final
@@ -149,8 +168,11 @@ class SAC(AbstractLearner[SACState]):
     encoder_starts: Integer = int_field(0, at_least=0)
     memory_limit: int = static_field(8192)
 
-    def init(self, observation_size: int, latent_size: int, key: RandomKey) -> SACState:
-        self._check_memory(observation_size, latent_size)
+    def init(
+        self, observation_size: int, latent_size: int, key: RandomKey, critic_observation_size: int | None = None
+    ) -> SACState:
+        nothing = self._nothing(observation_size, latent_size, critic_observation_size)
+        self._check_memory(nothing)
         encoder_key, critic_key = jax.random.split(key)
         encoder = GaussianEncoder.init(
             observation_size,
@@ -163,26 +185,36 @@ class SAC(AbstractLearner[SACState]):
 
         @eqx.filter_vmap
         def critic(key: RandomKey) -> eqx.nn.MLP:
-            sizes = (observation_size + latent_size, self.num_bins or 1, self.value_width, self.value_depth)
+            num_inputs = (critic_observation_size or observation_size) + latent_size
+            sizes = (num_inputs, self.num_bins or 1, self.value_width, self.value_depth)
             network = mlp(*sizes, key=key, normalised=self.value_norm)
             return network if self.num_bins is None else sure_of_zero(network, self._bins)
 
         critics = critic(jax.random.split(critic_key, self.num_critics))
         log_temperature = jnp.log(jnp.asarray(self.initial_temperature, jnp.float32))
         parts = (split_trainable(encoder)[0], critics, log_temperature)
-        nothing = Transition(
-            jnp.zeros(observation_size),
-            jnp.zeros(latent_size),
-            jnp.zeros(()),
-            jnp.zeros(()),
-            jnp.zeros(observation_size),
-        )
         optimiser_states = tuple(self._optimiser().init(part) for part in parts)
         buffer = self._buffer().init(nothing)
-        return SACState(encoder, critics, critics, log_temperature, optimiser_states, buffer, jnp.zeros((), jnp.int32))  # pyright: ignore[reportArgumentType]
+        return SACState(
+            encoder,
+            critics,
+            critics,
+            log_temperature,
+            optimiser_states,  # pyright: ignore[reportArgumentType]
+            buffer,
+            jnp.zeros((), jnp.int32),
+            fresh_critic_statistics(critic_observation_size),
+        )
 
-    def restart(self, learner_state: SACState, observation_size: int, latent_size: int, key: RandomKey) -> SACState:
-        fresh = self.init(observation_size, latent_size, key)
+    def restart(
+        self,
+        learner_state: SACState,
+        observation_size: int,
+        latent_size: int,
+        key: RandomKey,
+        critic_observation_size: int | None = None,
+    ) -> SACState:
+        fresh = self.init(observation_size, latent_size, key, critic_observation_size)
         if not self.keep_encoder:
             return fresh
         # A stage that diverged leaves nothing to keep.
@@ -217,8 +249,7 @@ class SAC(AbstractLearner[SACState]):
     def update(
         self, learner_state: SACState, experience: Experience, key: RandomKey, progress: Real = 0.0
     ) -> tuple[SACState, dict[str, Float[Array, ""]]]:
-        statistics = learner_state.encoder.statistics.update(experience.observation)
-        learner_state = eqx.tree_at(lambda m: m.encoder.statistics, learner_state, statistics)
+        learner_state = with_updated_statistics(learner_state, experience)
         buffer = self._buffer().add(learner_state.buffer, self._transitions(experience))
         num_steps = experience.reward.shape[0]
         num_seen = learner_state.num_seen + experience.reward.size
@@ -247,16 +278,16 @@ class SAC(AbstractLearner[SACState]):
         next_key, latent_key = jax.random.split(key)
         temperature = jnp.exp(learner_state.log_temperature)
         encoder_state, critic_state, temperature_state = learner_state.optimiser_states
+        statistics = statistics_for_critic(learner_state)
+        seen, next_seen = batch.for_critic()
 
         # The critics, towards the reward and the value of the next state.
         next_latent, next_divergence = self._draw(learner_state.encoder, batch.next_observation, next_key)
-        next_value = self._value(
-            learner_state.target_critics, learner_state.encoder, batch.next_observation, next_latent
-        )
+        next_value = self._value(learner_state.target_critics, statistics, next_seen, next_latent)
         target = batch.reward + batch.discount * (next_value - temperature * next_divergence)
 
         def critic_loss(critics: eqx.nn.MLP) -> Float[Array, ""]:
-            outputs = self._outputs(critics, learner_state.encoder, batch.observation, batch.latent)
+            outputs = self._outputs(critics, statistics, seen, batch.latent)
             if self.num_bins is None:
                 losses = (outputs[..., 0] - target[None]) ** 2
             else:
@@ -273,7 +304,7 @@ class SAC(AbstractLearner[SACState]):
         def policy_loss(trainable: PyTree) -> tuple[Float[Array, ""], tuple[Array, Array]]:
             encoder = eqx.combine(trainable, rest)
             latent, divergence = self._draw(encoder, batch.observation, latent_key)
-            value = self._value(critics, learner_state.encoder, batch.observation, latent)
+            value = self._value(critics, statistics, seen, latent)
             return jnp.mean(temperature * divergence - value), (divergence, value)
 
         (loss_of_policy, (divergence, value)), gradient = jax.value_and_grad(policy_loss, has_aux=True)(trainable)
@@ -300,6 +331,7 @@ class SAC(AbstractLearner[SACState]):
             (encoder_state, critic_state, temperature_state),
             learner_state.buffer,
             learner_state.num_seen,
+            learner_state.critic_statistics,
         ), {
             "critic_loss": loss_of_critics,
             "policy_loss": loss_of_policy,
@@ -313,13 +345,14 @@ class SAC(AbstractLearner[SACState]):
 
     def _transitions(self, experience: Experience) -> Transition:
         """The steps with their targets' rewards, each summed over `bootstrap_steps`."""
-        reward = self.reward_scale * experience.reward
         last = Transition(
             experience.observation,
             experience.latent,
-            reward,
+            self.reward_scale * experience.reward,
             self.discount * jnp.where(experience.terminated, 0.0, 1.0),
             experience.next_observation,
+            experience.critic_observation,
+            experience.next_critic_observation,
         )
         is_last = experience.terminated | experience.truncated
         is_last = is_last.at[-1].set(True)
@@ -327,11 +360,13 @@ class SAC(AbstractLearner[SACState]):
         for _ in range(self.bootstrap_steps - 1):
             following = jax.tree.map(lambda leaf: jnp.roll(leaf, -1, axis=0), summed)
             longer = Transition(
-                experience.observation,
-                experience.latent,
-                reward + self.discount * following.reward,
+                last.observation,
+                last.latent,
+                last.reward + self.discount * following.reward,
                 self.discount * following.discount,
                 following.next_observation,
+                last.critic_observation,
+                following.next_critic_observation,
             )
             summed = jax.tree.map(
                 lambda one, more: jnp.where(is_last.reshape(is_last.shape + (1,) * (one.ndim - 2)), one, more),
@@ -351,23 +386,23 @@ class SAC(AbstractLearner[SACState]):
     def _outputs(
         self,
         critics: eqx.nn.MLP,
-        encoder: GaussianEncoder,
-        observation: Float[Array, "batch observation"],
+        statistics: RunningStatistics,
+        observation: Float[Array, "batch seen"],
         latent: Float[Array, "batch latent"],
     ) -> Float[Array, "critics batch outputs"]:
         seen = jnp.tanh(latent) if self.on_actions else latent
-        inputs = jnp.concatenate([encoder.statistics.normalise(observation), seen], axis=-1)
+        inputs = jnp.concatenate([statistics.normalise(observation), seen], axis=-1)
         return eqx.filter_vmap(lambda critic: jax.vmap(critic)(inputs))(critics)
 
     def _value(
         self,
         critics: eqx.nn.MLP,
-        encoder: GaussianEncoder,
-        observation: Float[Array, "batch observation"],
+        statistics: RunningStatistics,
+        observation: Float[Array, "batch seen"],
         latent: Float[Array, "batch latent"],
     ) -> Float[Array, " batch"]:
         """The value that all critics give together."""
-        outputs = self._outputs(critics, encoder, observation, latent)
+        outputs = self._outputs(critics, statistics, observation, latent)
         values = outputs[..., 0] if self.num_bins is None else self._bins.mean(outputs)
         # Not jnp.min: its gradient divides by the number of entries that equal the result, which may be 0.
         return functools.reduce(jnp.minimum, list(values)) if self.pessimistic else jnp.mean(values, axis=0)
@@ -385,8 +420,15 @@ class SAC(AbstractLearner[SACState]):
         usual = {name: usual_promotion()(getattr(buffer, name)) for name in ("add", "sample")}
         return dataclasses.replace(buffer, **usual)
 
-    def _check_memory(self, observation_size: int, latent_size: int) -> None:
-        mebibytes = self.buffer_size * 4 * (2 * observation_size + latent_size + 2) / 2**20
+    def _nothing(self, observation_size: int, latent_size: int, critic_observation_size: int | None) -> Transition:
+        """A transition of zeros."""
+        seen = jnp.zeros(observation_size)
+        seen_by_critic = None if critic_observation_size is None else jnp.zeros(critic_observation_size)
+        number = jnp.zeros(())
+        return Transition(seen, jnp.zeros(latent_size), number, number, seen, seen_by_critic, seen_by_critic)
+
+    def _check_memory(self, transition: Transition) -> None:
+        mebibytes = self.buffer_size * sum(leaf.nbytes for leaf in jax.tree.leaves(transition)) / 2**20
         if mebibytes > self.memory_limit:
             raise InputError(
                 f"a replay buffer of learner.buffer_size = {self.buffer_size} takes {mebibytes:.0f} MiB, and "
