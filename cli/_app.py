@@ -308,13 +308,17 @@ def export(
         str, typer.Option(help="The source of randomness: a latent, of which 0 is the mode, or a seed (.stablehlo).")
     ] = "latent",
     seed: PolicySeed = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Run the .onnx beside the policy, and time it on one core.")
+    ] = False,
 ) -> None:
     """Write a best policy for programs without this library: StableHLO for JAX, ONNX for any language."""
     from ._export import check_export, export as export_policy
     from ._run import Run
 
-    check_export(out, draw)
-    export_policy(Run.open(run).policy(seed), out, draw)
+    check_export(out, draw, check)
+    opened = Run.open(run)
+    export_policy(opened.policy(seed), out, draw, opened.config.env, check)
 
 
 @app.command()

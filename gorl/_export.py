@@ -10,7 +10,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt32
 
 from ._decoder import IdentityDecoder
+from ._env import EnvConfig, description
 from ._errors import InputError, unknown_name
+from ._evaluation import load_for
 from ._ode import Integrator
 from ._policy import Policy, StagedDecoder
 
@@ -51,7 +53,7 @@ def export_stablehlo(policy: Policy, draw: str = "latent") -> bytes:
     return bytes(exported.serialize())
 
 
-def export_onnx(policy: Policy) -> bytes:
+def export_onnx(policy: Policy, env: EnvConfig | None = None) -> bytes:
     """Writes a policy as ONNX, which onnxruntime and many other programs read.
 
     It may contain networks of your own that consist of the usual layers for vectors.
@@ -59,6 +61,10 @@ def export_onnx(policy: Policy) -> bytes:
     **Arguments:**
 
     - `policy`: one policy, whose integrators take fixed steps.
+    - `env`: the environment that the policy was trained in. What a controller has to know of it goes into the metadata
+        of the file, each value as JSON: `task`, `observation_part`, `control_timestep` in seconds, and for a MuJoCo
+        model the `actuators` and `joints` in the order of actions, their `control_range`, `kp` and `kd`, `pose` and
+        `action_scale` (joint targets are `pose + action_scale * action`), `commands`.
 
     **Returns:**
 
@@ -69,7 +75,7 @@ def export_onnx(policy: Policy) -> bytes:
     **Raises:**
 
     `gorl.InputError` if `policy` holds several policies, or adapts its steps, or does something else that ONNX is not
-    written for here; or if onnx is not installed.
+    written for here; if `env` is unknown or of other sizes; or if onnx is not installed.
     """
     if importlib.util.find_spec("onnx") is None:
         raise InputError("ONNX takes the package onnx, which is not installed: pip install 'gorl[onnx]'.")
@@ -81,11 +87,12 @@ def export_onnx(policy: Policy) -> bytes:
             "ONNX is not written for a policy that adapts its steps to what it sees: leave decoder.rtol and "
             "decoder.atol out for given steps, or export to StableHLO."
         )
-    description = (
+    words = (
         "A policy trained by gorl. observation: as the environment gives it; latent: standard normal noise; zeros give "
         "the mode."
     )
-    return to_onnx(act, inputs, "action", description)
+    metadata = {} if env is None else description(env, load_for(env, policy))
+    return to_onnx(act, inputs, "action", words, metadata)
 
 
 @contextlib.contextmanager

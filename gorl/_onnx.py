@@ -34,7 +34,11 @@ _Equation: TypeAlias = Any  # of a jaxpr; JAX's annotations leave out the shapes
 
 
 def to_onnx(
-    function: Callable[..., jax.Array], inputs: Mapping[str, jax.ShapeDtypeStruct], output: str, description: str
+    function: Callable[..., jax.Array],
+    inputs: Mapping[str, jax.ShapeDtypeStruct],
+    output: str,
+    description: str,
+    metadata: Mapping[str, str] | None = None,
 ) -> bytes:
     """Writes a function of one example as an ONNX program for a batch of any size.
 
@@ -44,6 +48,7 @@ def to_onnx(
     - `inputs`: the names of its arguments, and their shapes; they are float32.
     - `output`: the name of its result.
     - `description`: the description in the file.
+    - `metadata`: entries of the file's metadata.
 
     **Returns:**
 
@@ -75,6 +80,7 @@ def to_onnx(
         opset_imports=[helper.make_opsetid("", _OPSET)],
         ir_version=_IR_VERSION,
     )
+    helper.set_model_props(model, dict(metadata or {}))
     return model.SerializeToString()
 
 

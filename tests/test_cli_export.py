@@ -1,11 +1,15 @@
 """`gorl export`: policies as files, and what it says where one cannot be written."""
 
+import importlib.util
+import json
 import pathlib
+import re
 import sys
 
 import equinox as eqx
 import jax
 import jax.export
+import jax.numpy as jnp
 import numpy as np
 import onnxruntime
 import pytest
@@ -182,3 +186,67 @@ def test_an_unwritable_directory_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("os.access", lambda path, mode: False)
     with pytest.raises(gorl.InputError, match="cannot be written"):
         check_output(tmp_path / "curve.png", (".png",))
+
+
+# --- What a controller has to know ---
+
+
+class Arm(gorl.MujocoEnv):
+    def __init__(self):
+        joints = [f'<joint name="{name}" axis="0 1 0"/>' for name in ("shoulder", "elbow")]
+        geom = '<geom type="capsule" fromto="0 0 0 0 0 -.3" size=".02"/>'
+        bodies = f'<body>{joints[0]}{geom}<body pos="0 0 -.3">{joints[1]}{geom}</body></body>'
+        servo = '<position name="servo" joint="elbow" kp="20" kv="2" ctrllimited="true" ctrlrange="-1 1"/>'
+        actuators = f'<actuator>{servo}<motor name="motor" joint="shoulder"/></actuator>'
+        model = f"<mujoco><worldbody>{bodies}</worldbody>{actuators}</mujoco>"
+        commands = {"forward": gorl.Command(-1.0, 2.0, "m/s")}
+        super().__init__(model, control_timestep=0.02, commands=commands, pose=(0.5, 0.0), action_scale=0.3)
+
+    def start(self, data, key):
+        return data
+
+    def observe(self, data):
+        return {"state": jnp.concatenate([data.qpos, self.command(data)]), "privileged_state": data.qvel}
+
+    def reward(self, data, action):
+        return data.qpos[0]
+
+
+def test_an_onnx_says_what_a_controller_has_to_know(make_policy, tmp_path, capsys):
+    env = gorl.EnvConfig(Arm(), action_repeat=2)
+    export(make_policy(3, 2, plain=True), tmp_path / "policy.onnx", "latent", env, is_compared=True)
+    session = onnxruntime.InferenceSession(tmp_path / "policy.onnx", providers=["CPUExecutionProvider"])
+    told = {name: json.loads(text) for name, text in session.get_modelmeta().custom_metadata_map.items()}
+    assert told == {
+        "task": "Arm",
+        "observation_part": "state",
+        "observation_size": 3,
+        "action_size": 2,
+        "control_timestep": 0.04,
+        "actuators": ["servo", "motor"],
+        "joints": ["elbow", "shoulder"],
+        "control_range": [[-1.0, 1.0], None],
+        "kp": [20.0, 0.0],
+        "kd": [2.0, 0.0],
+        "pose": [0.5, 0.0],
+        "action_scale": 0.3,
+        "commands": {"forward": [-1.0, 2.0, "m/s"]},
+    }
+    *_, compared = capsys.readouterr().out.splitlines()
+    error = float(re.search(r"actions differ by at most (\S+);", compared)[1])
+    assert 0 <= error < 1e-5
+    assert re.search(r"one action takes [\d,]+ µs \(median\), [\d,]+ µs \(99 %\) on one core", compared)
+
+
+def test_an_environment_that_is_not_there_is_left_out_of_the_metadata(make_policy, tmp_path, capsys):
+    export(make_policy(3, 2, plain=True), tmp_path / "policy.onnx", "latent", gorl.EnvConfig("nowhere:Robot"))
+    assert "the environment is left out of the file's metadata: " in capsys.readouterr().err
+    session = onnxruntime.InferenceSession(tmp_path / "policy.onnx", providers=["CPUExecutionProvider"])
+    assert session.get_modelmeta().custom_metadata_map == {}
+
+
+def test_a_comparison_takes_onnxruntime(make_policy, monkeypatch, tmp_path):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(gorl.InputError, match="--check needs the package onnxruntime, which is not installed: pip"):
+        export(make_policy(3, 2, plain=True), tmp_path / "policy.onnx", "latent", is_compared=True)
+    assert not names(tmp_path)

@@ -18,6 +18,7 @@ from .._tree import all_finite
 from . import _brax, _multigoal, _playground
 from ._base import EnvConfig as EnvConfig, Environment as Environment
 from ._command import Command as Command
+from ._description import description as description
 from ._episode import (
     EpisodeState as EpisodeState,
     EpisodicEnv as EpisodicEnv,
