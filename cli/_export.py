@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import gorl
@@ -96,10 +97,11 @@ def _compared(policy: gorl.Policy, content: bytes) -> str:
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     statistics, draw = policy.encoder.statistics, np.random.default_rng(0).normal
     scale = np.sqrt(np.asarray(statistics.variance))
-    observations = np.float32(np.asarray(statistics.mean) + scale * draw(size=(_NUM_CHECKED, policy.observation_size)))
+    drawn = np.asarray(statistics.mean) + scale * draw(size=(_NUM_CHECKED, policy.observation_size))
+    observations = drawn.astype(np.float32)
     zeros = np.zeros((_NUM_CHECKED, *policy.encoder.noise_shape), np.float32)
     (actions,) = session.run(None, {"observation": observations, "latent": zeros})
-    error = np.max(np.abs(actions - np.asarray(jax.vmap(policy.mode)(observations))))
+    error = np.max(np.abs(actions - np.asarray(jax.vmap(policy.mode)(jnp.asarray(observations)))))
     one, seconds = {"observation": observations[:1], "latent": zeros[:1]}, []
     for _ in range(_NUM_TIMED):
         start = time.perf_counter()
