@@ -167,9 +167,15 @@ _LAPTOP = (
             "learner.num_bins": 101,
             "learner.learning_rate": 5e-4,
             "learner.dual_learning_rate": 5e-4,
+            "refinement.num_episodes": 256,
+            "refinement.stride": 2,
+            "refinement.num_epochs": 60,
+            "stage_steps": (3_000_000, 2_000_000),
+            "evaluation_interval": 500_000,
         },
         learner=REPPO,
     ),
+    _Rule({"stage_steps": (3_000_000, 2_100_000)}, task="CheetahRun", learner=REPPO),
 )
 
 _SCALES = {"laptop": _LAPTOP, "paper": _PAPER}
