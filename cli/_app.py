@@ -49,6 +49,10 @@ SetSeveral = Annotated[
 RunDirectory = Annotated[pathlib.Path, typer.Argument(metavar="RUN", help="The directory of a run.")]
 PolicySeed = Annotated[int | None, typer.Option("--seed", help="The seed of the policy; by default the best one.")]
 EpisodeKey = Annotated[int, typer.Option("--key", help="Decides the start states and every random draw.")]
+Commands = Annotated[
+    list[str] | None,
+    typer.Option("--command", metavar="NAME=VALUE", help="Fix a command of the task: forward=1.0. May be repeated."),
+]
 Stochastic = Annotated[bool, typer.Option("--stochastic", help="Sample latents instead of taking the mode.")]
 
 app = typer.Typer(
@@ -231,12 +235,15 @@ def eval_(
     seed: PolicySeed = None,
     key: EpisodeKey = 0,
     json: Annotated[bool, typer.Option("--json", help="Print a JSON object with every return.")] = False,
+    command: Commands = None,
 ) -> None:
     """Print the returns of the best policies in fresh episodes, and how certain they are."""
     from ._evaluate import evaluate
     from ._run import Run
 
-    evaluate(Run.open(run), episodes=episodes, stochastic=stochastic, seed=seed, key=key, as_json=json)
+    opened = Run.open(run)
+    options = {"episodes": episodes, "stochastic": stochastic, "seed": seed, "key": key, "as_json": json}
+    evaluate(opened, env=opened.commanded_env(command), **options)
 
 
 @app.command()
@@ -251,6 +258,7 @@ def render(
     width: Annotated[int, typer.Option(help="Width of a frame in pixels.")] = 480,
     height: Annotated[int, typer.Option(help="Height of a frame in pixels.")] = 360,
     camera: Annotated[str | None, typer.Option(help="A camera of the model, or free.")] = None,
+    command: Commands = None,
 ) -> None:
     """Make a film of a best policy."""
     from ._render import check_film, choose_gl, render as render_film
@@ -260,7 +268,7 @@ def render(
     opened = Run.open(run)
     choose_gl()  # before the policy of an unfinished run is loaded, which imports MuJoCo
     render_film(
-        opened.config.env,
+        opened.commanded_env(command),
         opened.policy(seed),
         key,
         out,

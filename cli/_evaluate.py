@@ -11,12 +11,22 @@ from ._run import Run
 from ._tables import new_table
 
 
-def evaluate(run: Run, *, episodes: int, stochastic: bool, seed: int | None, key: int, as_json: bool) -> None:
+def evaluate(
+    run: Run,
+    *,
+    env: gorl.EnvConfig,
+    episodes: int,
+    stochastic: bool,
+    seed: int | None,
+    key: int,
+    as_json: bool,
+) -> None:
     """Plays fresh episodes with the best policies of a run and prints their returns.
 
     **Arguments:**
 
     - `run`: the run.
+    - `env`: the environment, which may be another than that of the run.
     - `episodes`: the number of episodes of each policy.
     - `stochastic`: sample latents from the encoder instead of taking its mode.
     - `seed`: the seed whose policy plays; `None` for all seeds.
@@ -28,7 +38,7 @@ def evaluate(run: Run, *, episodes: int, stochastic: bool, seed: int | None, key
     seeds = list(run.seed_numbers) if seed is None else [seed]
     indices = np.array([run.index(number) for number in seeds])
     chosen = jax.tree.map(lambda leaf: leaf[indices], run.policies())
-    returns = np.asarray(_returns(run.config.env, chosen, jax.random.key(key), episodes, stochastic), np.float64)
+    returns = np.asarray(_returns(env, chosen, jax.random.key(key), episodes, stochastic), np.float64)
     # The mean over seeds varies from seed to seed. More episodes of one policy say nothing about that.
     overall = returns.mean(axis=1) if len(seeds) > 1 else returns[0]
     if as_json:

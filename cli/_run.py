@@ -210,6 +210,12 @@ class Run:
         say(f"this run is not finished: these are the best policies of its latest stage, {done:.0%} of the way")
         return gorl.finish(self.config, state).policy
 
+    def commanded_env(self, commands: Sequence[str] | None) -> gorl.EnvConfig:
+        """The environment of the run, with some of its commands fixed."""
+        if not commands:
+            return self.config.env
+        return gorl.replace(self.config.env, {"commands": " ".join(commands)})
+
     def policy(self, seed: int | None) -> gorl.Policy:
         """The best policy of one seed. Without a seed it takes the best one, or the first, and says which."""
         index = self.index(self._best_seed() if seed is None else seed)

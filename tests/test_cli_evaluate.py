@@ -92,3 +92,19 @@ def test_without_a_policy(command, finished_run, tmp_path):
     code, _, error = command("eval", run)
     assert code == 2
     assert "neither policies.eqx nor a checkpoint" in error
+
+
+@pytest.mark.parametrize("arguments", [("eval",), ("render", "-o", "film.gif")])
+def test_a_command_that_the_task_does_not_declare(command, finished_run, arguments, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name, *options = arguments
+    code, _, error = command(name, finished_run.directory, *options, "--command", "forward=1.0")
+    assert code == 2
+    assert "MultiGoal declares no commands: leave env.commands out" in " ".join(error.split())
+    assert not list(tmp_path.iterdir())
+
+
+def test_commands_are_fixed_in_the_environment_alone(finished_run):
+    env = finished_run.commanded_env(["forward=1.0", "turn=0"])
+    assert env.commands == "forward=1.0 turn=0"
+    assert gorl.replace(env, {"commands": None}) == finished_run.config.env == finished_run.commanded_env(None)
