@@ -288,6 +288,9 @@ def plot(
     actions: Annotated[
         bool, typer.Option("--actions", help="Draw the distribution of one policy's actions along an episode.")
     ] = False,
+    column: Annotated[
+        str, typer.Option(help="What of curve.csv to draw: reward/velocity, value_loss...")
+    ] = "return_mean",
     seed: PolicySeed = None,
     key: EpisodeKey = 0,
 ) -> None:
@@ -299,7 +302,7 @@ def plot(
 
     opened = [Run.open(run) for run in runs]
     if not actions:
-        plot_curves(opened, out or pathlib.Path("curves.png"))
+        plot_curves(opened, out or pathlib.Path("curves.png"), column)
         return
     if len(opened) > 1:
         raise gorl.InputError("--actions draws those of one policy: give one run.")

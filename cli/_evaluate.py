@@ -38,19 +38,23 @@ def evaluate(
     seeds = list(run.seed_numbers) if seed is None else [seed]
     indices = np.array([run.index(number) for number in seeds])
     chosen = jax.tree.map(lambda leaf: leaf[indices], run.policies())
-    returns = np.asarray(_returns(env, chosen, jax.random.key(key), episodes, stochastic), np.float64)
+    played = _returns(env, chosen, jax.random.key(key), episodes, stochastic)
+    returns, terms = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), played)
     # The mean over seeds varies from seed to seed. More episodes of one policy say nothing about that.
     overall = returns.mean(axis=1) if len(seeds) > 1 else returns[0]
     if as_json:
-        print(_as_json(run, seeds, returns, overall, stochastic, key), end="")
+        print(_as_json(run, seeds, returns, overall, terms, stochastic, key), end="")
     else:
         _show(run, seeds, returns, overall, stochastic)
+        _show_terms(seeds, terms)
 
 
 @eqx.filter_jit
-def _returns(env: gorl.EnvConfig, policies: gorl.Policy, key: jax.Array, episodes: int, stochastic: bool) -> jax.Array:
-    def of_one(policy: gorl.Policy) -> jax.Array:
-        return gorl.evaluate(env, policy, key, num_episodes=episodes, stochastic=stochastic)
+def _returns(
+    env: gorl.EnvConfig, policies: gorl.Policy, key: jax.Array, episodes: int, stochastic: bool
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def of_one(policy: gorl.Policy) -> tuple[jax.Array, dict[str, jax.Array]]:
+        return gorl.internal.evaluate_with_terms(env, policy, key, num_episodes=episodes, stochastic=stochastic)
 
     return eqx.filter_vmap(of_one)(policies)
 
@@ -74,13 +78,32 @@ def _show(run: Run, seeds: list[int], returns: np.ndarray, overall: np.ndarray, 
         console.print(f"all: over the means of the seeds; the {of_all} of them")
 
 
+def _show_terms(seeds: list[int], terms: dict[str, np.ndarray]) -> None:
+    """Prints the mean over episodes of what the environment reports."""
+    if not terms:
+        return
+    title = "means over episodes; of measure/, over their steps"
+    table = new_table("", *(f"seed {seed}" for seed in seeds), title=title, left=("",))
+    for name, of_seeds in terms.items():
+        table.add_row(name, *(f"{mean:.3g}" for mean in of_seeds.mean(axis=1)))
+    plain_console().print(table)
+
+
 def _metrics(values: np.ndarray) -> tuple[str, str, str]:
     found = gorl.internal.interval(values)
     std = np.std(values, ddof=1) if values.size > 1 else np.nan
     return f"{found.mean:.1f}", found.ends, f"{std:.1f}"
 
 
-def _as_json(run: Run, seeds: list[int], returns: np.ndarray, overall: np.ndarray, stochastic: bool, key: int) -> str:
+def _as_json(
+    run: Run,
+    seeds: list[int],
+    returns: np.ndarray,
+    overall: np.ndarray,
+    terms: dict[str, np.ndarray],
+    stochastic: bool,
+    key: int,
+) -> str:
     content = {
         "env": str(run.config.env),
         "method": run.method,
@@ -89,8 +112,12 @@ def _as_json(run: Run, seeds: list[int], returns: np.ndarray, overall: np.ndarra
         "episodes_per_seed": returns.shape[1],
         "overall": _interval(overall),
         "seeds": {
-            str(seed): {**_interval(of_seed), "returns": [float(value) for value in of_seed]}
-            for seed, of_seed in zip(seeds, returns, strict=True)
+            str(seed): {
+                **_interval(of_seed),
+                "returns": [float(value) for value in of_seed],
+                "terms": {name: float(of_seeds[index].mean()) for name, of_seeds in terms.items()},
+            }
+            for index, (seed, of_seed) in enumerate(zip(seeds, returns, strict=True))
         },
     }
     return to_json(content)

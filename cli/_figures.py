@@ -77,8 +77,8 @@ class RunCurve:
         return int(np.sum(~np.isfinite(self.returns).all(axis=1)))
 
 
-def learning_curves(curves: Sequence[RunCurve], title: str = "") -> Figure:
-    """Returns against environment steps, with a line and a band for each run.
+def learning_curves(curves: Sequence[RunCurve], title: str = "", quantity: str = "return") -> Figure:
+    """Returns, or another `quantity`, against environment steps, with a line and a band for each run.
 
     The line is the mean over the seeds. The band is the 95 % interval of the mean; of fewer than ten seeds it is the
     smallest and the largest. A seed that diverged is left out where its returns are NaN, and the picture says how many
@@ -108,7 +108,7 @@ def learning_curves(curves: Sequence[RunCurve], title: str = "") -> Figure:
         bands = dict.fromkeys(
             interval.name for curve, interval in zip(curves, intervals, strict=True) if len(curve.returns) > 1
         )
-        axes.set_ylabel(f"return: mean, {' or '.join(bands)}" if bands else "return")
+        axes.set_ylabel(f"{quantity}: mean, {' or '.join(bands)}" if bands else quantity)
         axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(7 if width == _PAGE else 5, integer=True))
         axes.xaxis.set_major_formatter(matplotlib.ticker.EngFormatter(sep=""))
         axes.set_xlim(0, max(1, *(int(curve.env_steps[-1]) for curve in curves)))

@@ -7,19 +7,31 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
+import gorl
+
 from ._figures import SUFFIXES, RunCurve, action_distributions, encode, learning_curves
 from ._process import check_output, say, write_output
 from ._run import Run, damaged
 
+RETURN = "return_mean"
 
-def plot_curves(runs: Sequence[Run], path: pathlib.Path) -> None:
-    """Draws the learning curves of runs, finished or not, on one axis."""
+
+def plot_curves(runs: Sequence[Run], path: pathlib.Path, column: str = RETURN) -> None:
+    """Draws the learning curves of runs, finished or not, on one axis.
+
+    **Arguments:**
+
+    - `runs`: the runs.
+    - `path`: the file.
+    - `column`: what of `curve.csv` to draw.
+    """
     suffix = check_output(path, SUFFIXES)
-    curves = [run_curve(run, label) for run, label in zip(runs, _labels(runs), strict=True)]
+    curves = [run_curve(run, label, column) for run, label in zip(runs, _labels(runs), strict=True)]
     envs = {str(run.config.env) for run in runs}
     title = envs.pop() if len(envs) == 1 else ""
     title = f"{runs[0].method} on {title}" if len(runs) == 1 else title
-    write_output(path, encode(learning_curves(curves, title=title), suffix))
+    quantity = "return" if column == RETURN else column
+    write_output(path, encode(learning_curves(curves, title=title, quantity=quantity), suffix))
     print(path)
 
 
@@ -39,12 +51,14 @@ def plot_actions(run: Run, path: pathlib.Path, *, seed: int | None, key: int) ->
     print(path)
 
 
-def run_curve(run: Run, label: str) -> RunCurve:
-    """The learning curve of a run so far."""
+def run_curve(run: Run, label: str, column: str = RETURN) -> RunCurve:
+    """A column of the learning curve of a run so far. Evaluations before which nothing was learned have no metrics."""
     of_seeds: dict[int, list[tuple[int, int, float]]] = {}
     for row in run.curve():
+        if column not in row and RETURN in row:
+            raise gorl.internal.unknown_name(f"column in {run.curve_file}", column, row)
         try:
-            point = (int(row["env_steps"]), int(row["stage"]), float(row["return_mean"]))
+            point = (int(row["env_steps"]), int(row["stage"]), float(row[column]))
             of_seeds.setdefault(int(row["seed"]), []).append(point)
         except (KeyError, TypeError, ValueError) as error:
             raise damaged(run.curve_file) from error
@@ -53,6 +67,8 @@ def run_curve(run: Run, label: str) -> RunCurve:
     if not run.is_finished:
         say(f"{run.directory} is not finished: the picture has its curve so far")
     points = np.array(list(of_seeds.values()))
+    if column != RETURN:
+        points = points[:, np.isfinite(points[:, :, 2]).any(axis=0)]
     return RunCurve(label, points[0, :, 0].astype(np.int64), points[0, :, 1].astype(np.int64), points[:, :, 2])
 
 

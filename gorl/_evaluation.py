@@ -41,6 +41,18 @@ def evaluate(
     `gorl.InputError` if the environment is unknown, the policy was made for one of other sizes, or `num_episodes` is
     less than 1.
     """
+    return evaluate_with_terms(env, policy, key, num_episodes=num_episodes, stochastic=stochastic)[0]
+
+
+def evaluate_with_terms(
+    env: EnvConfig | Environment | str,
+    policy: Policy,
+    key: RandomKey,
+    *,
+    num_episodes: int,
+    stochastic: bool,
+) -> tuple[Float[Array, " episodes"], dict[str, Float[Array, " episodes"]]]:
+    """As [`evaluate`][], and what the environment reports of each episode by name; see `Played.terms`."""
     check_counts(num_episodes=num_episodes)
     return _episode_returns(load_for(env, policy), policy, key, num_episodes, stochastic)
 
@@ -138,7 +150,8 @@ class Played(eqx.Module):
     - `returns`: the sum of the rewards of each.
     - `divergence`: what was first not finite in each; a `Divergence`.
     - `length`: the number of actions in each.
-    - `terms`: the sums of the named terms of each, see `StepResult`.
+    - `terms`: what the environment reports of each: sums of `"reward/NAME"` and `"terminated/NAME"`, and means over
+        the steps of `"measure/NAME"`.
     - `seen`: what `see` returned for every step.
     - `last`: the state of each after the last step. An episode that is done is stepped on, but nothing of it counts.
     """
@@ -202,6 +215,10 @@ def play_episodes(
     # As many keys as a whole episode takes, so that a shorter one begins like it.
     step_keys = jax.random.split(step_key, env.num_steps)[:num_steps]
     (last, _, total, divergence, length, terms), seen = jax.lax.scan(step, carry, step_keys)
+    terms = {
+        name: term / (env.action_repeat * length) if name.startswith("measure/") else term
+        for name, term in terms.items()
+    }
     return Played(total, divergence, length, terms, seen, last)
 
 
@@ -215,8 +232,9 @@ def _divergence(observation: Float[Array, " observation"], reward: Float[Array, 
 @eqx.filter_jit
 def _episode_returns(
     env: EpisodicEnv, policy: Policy, key: RandomKey, num_episodes: int, stochastic: bool
-) -> Float[Array, " episodes"]:
-    return play_episodes(env, policy, key, num_episodes, stochastic=stochastic).returns
+) -> tuple[Float[Array, " episodes"], dict[str, Float[Array, " episodes"]]]:
+    played = play_episodes(env, policy, key, num_episodes, stochastic=stochastic)
+    return played.returns, played.terms
 
 
 @eqx.filter_jit

@@ -48,8 +48,8 @@ class TrainState(eqx.Module):
     - `diverged_at`: iterations done when a number was first found not to be finite; -1 if none was.
     - `divergence`: which number that was; a `gorl.Divergence`.
     - `returns`: of every evaluation so far; NaN where none has been yet.
-    - `metrics`: of the learner's last iteration before each evaluation; and the mean over its episodes of each named
-        term of the reward and termination, see `StepResult`.
+    - `metrics`: of the learner's last iteration before each evaluation; and the mean over its episodes of what the
+        environment reports, see `StepResult`.
     - `latest_metrics`: of the learner's last iteration; NaN as a stage begins.
     - `fits`: how each refinement went.
     """
@@ -78,8 +78,8 @@ class Curve(eqx.Module):
     - `iterations`: of the learner, since the run began.
     - `stage`: the stage that each evaluation belongs to.
     - `returns`: the undiscounted return of each episode.
-    - `metrics`: of the learner's last iteration, NaN as a stage begins; and the mean over episodes of each named term
-        of the reward and termination, see `StepResult`.
+    - `metrics`: of the learner's last iteration, NaN as a stage begins; and the mean over episodes of what the
+        environment reports, see `StepResult`.
     - `steps_per_iteration`: environment steps in one iteration of the learner.
     """
 
@@ -109,8 +109,8 @@ class EvaluationRecord(eqx.Module):
     - `stage`: the stage, counted from 0.
     - `env_steps`: environment steps since the run began.
     - `returns`: the undiscounted return of each episode.
-    - `metrics`: of the learner's last iteration, NaN as a stage begins; and the mean over episodes of each named term
-        of the reward and termination, see `StepResult`.
+    - `metrics`: of the learner's last iteration, NaN as a stage begins; and the mean over episodes of what the
+        environment reports, see `StepResult`.
     - `is_final`: whether it is the evaluation of the best policy, rather than of the one that is being trained.
     """
 

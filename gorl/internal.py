@@ -8,6 +8,7 @@ from ._checkpoint import (
 )
 from ._env import family as family
 from ._errors import unknown_name as unknown_name
+from ._evaluation import evaluate_with_terms as evaluate_with_terms
 from ._hyperparameters import parse as parse, split_setting as split_setting, whole_number as whole_number
 from ._interval import Interval as Interval, interval as interval
 from ._method import find_method as find_method

@@ -51,6 +51,21 @@ def test_a_seed_that_diverged_has_no_return(copied):
     assert np.isnan(run_curve(run, "").returns).tolist() == [[False] * 4, [False] * 4, [False, False, False, True]]
 
 
+def test_another_column_of_the_curve(command, copied, tmp_path):
+    run = Run.open(copied)
+    head, *rows = run.curve_file.read_text().splitlines()
+    values = ["nan", 1, 2, 3]  # nothing was learned before the first evaluation
+    rows = [f"{row},{values[index // 3]}" for index, row in enumerate(rows)]
+    run.curve_file.write_text("\n".join([f"{head},value_loss", *rows]))
+    curve = run_curve(run, "", "value_loss")
+    np.testing.assert_array_equal(curve.env_steps, [800, 800, 1600])
+    np.testing.assert_array_equal(curve.returns, [[1, 2, 3]] * 3)
+    assert curve.num_diverged == 0
+    code, _, _ = command("plot", copied, "-o", tmp_path / "curves.svg", "--column", "value_loss")
+    assert code == 0
+    assert "value_loss" in (tmp_path / "curves.svg").read_text()
+
+
 def test_runs_are_told_apart(finished_run, tmp_path):
     def run(**changes):
         return dataclasses.replace(finished_run, **changes)
@@ -91,6 +106,7 @@ def test_a_run_that_is_not_finished_is_drawn_as_far_as_it_has_come(command, copi
         (["-o", "curves"], "must end in one of"),
         (["-o", "nowhere/curves.png"], "cannot be written"),
         (["--actions", "--seed", 4], "no seed 4"),
+        (["--column", "retrun_mean"], "is called 'retrun_mean': did you mean 'return_mean'"),
     ],
 )
 def test_bad_input_is_one_sentence(command, finished_run, tmp_path, monkeypatch, options, sentence):

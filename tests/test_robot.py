@@ -288,6 +288,9 @@ class Follow(Reach):
     def terminates(self, data):
         return {"left": data.qpos[0] > 1.2, "right": data.qpos[0] < -1.2}
 
+    def measure(self, data):
+        return {"steps": data.userdata[0]}
+
     def control(self, data, action):
         count = data.userdata[:1] + 1
         after = gorl.MujocoEnv.control(self, data, action)
@@ -377,6 +380,7 @@ def test_terms_and_reasons_are_columns_of_the_curve():
     result = jax.tree.map(np.asarray, gorl.train(config, jax.random.key(0), records.append))
     metrics = result.curve.metrics
     assert {name for name in metrics if "/" in name} == {
+        "measure/steps",
         "reward/far",
         "reward/high",
         "terminated/left",
@@ -387,6 +391,8 @@ def test_terms_and_reasons_are_columns_of_the_curve():
     )
     shares = metrics["terminated/left"] + metrics["terminated/right"]
     assert ((shares > 0) & (shares <= 1)).all()
+    # The mean of 1 to n is (n + 1) / 2, and few episodes last to their limit of 30.
+    assert ((metrics["measure/steps"] > 1) & (metrics["measure/steps"] <= 15.5)).all()
     assert records[0].metrics["reward/far"] == pytest.approx(metrics["reward/far"][0])
 
 

@@ -51,8 +51,8 @@ class StepResult(eqx.Module):
     - `reward`: the sum of the rewards of the control steps that the action was held for.
     - `terminated`: whether the environment ended the episode.
     - `truncated`: whether the time limit ended it, and the environment did not.
-    - `terms`: the sums of the terms of the reward, and which named termination ended the episode, where the environment
-        has them: the entries of its `metrics` that begin with `"reward/"` or `"terminated/"`.
+    - `terms`: sums over control steps of what the environment reports: the entries of its `metrics` that begin with
+        `"reward/"`, `"terminated/"` or `"measure/"`.
     """
 
     reward: Float[Array, "*batch"]
@@ -158,14 +158,14 @@ class EpisodicEnv(eqx.Module):
 
 
 def _terms(state: PyTree) -> dict[str, Array]:
-    """What of a state's metrics is a term of the reward or a termination."""
+    """What of a state's metrics is a term of the reward, a termination or a measurement."""
     metrics = getattr(state, "metrics", None)
     if not isinstance(metrics, Mapping):
         return {}
     return {
         name: jax.lax.convert_element_type(metrics[name], jnp.float32)
         for name in sorted(metrics)
-        if name.startswith(("reward/", "terminated/"))
+        if name.startswith(("reward/", "terminated/", "measure/"))
     }
 
 

@@ -47,7 +47,8 @@ class MujocoState(eqx.Module):
     - `obs`: the observation, or each of its parts.
     - `reward`: of the step that led here.
     - `done`: whether the episode terminated.
-    - `metrics`: `"reward/NAME"` and `"terminated/NAME"` of rewards and terminations that have names.
+    - `metrics`: `"reward/NAME"` and `"terminated/NAME"` of rewards and terminations that have names, and
+        `"measure/NAME"` of what is measured.
     - `command_key`: key data that the task's commands are drawn by; `None` without commands.
     """
 
@@ -153,6 +154,14 @@ class MujocoEnv(abc.ABC):
         """
         del data
         return jnp.zeros((), bool)
+
+    def measure(self, data: Any) -> dict[str, Float[Array, ""]]:
+        """Numbers to watch, such as the error of a velocity, which nothing learns from.
+
+        The mean of each over the steps of an episode has a column in the curve.
+        """
+        del data
+        return {}
 
     def control(self, data: Any, action: Float[Array, " action"]) -> Any:
         """The controls of an action: the pose and the scaled action, or `[-1, 1]` mapped to each actuator's range."""
@@ -296,6 +305,7 @@ class MujocoEnv(abc.ABC):
             reasons = {f"terminated/{name}": self._scalar("terminates", is_met) for name, is_met in terminates.items()}
             metrics |= {name: is_met.astype(jnp.float32) for name, is_met in reasons.items()}
             terminates = jnp.any(jnp.stack(list(reasons.values())))
+        metrics |= {f"measure/{name}": self._scalar("measure", value) for name, value in self.measure(data).items()}
         return self._scalar("reward", reward), self._scalar("terminates", terminates), metrics
 
     def _alike(self, method: str, before: Any, after: Any) -> Any:
