@@ -38,7 +38,12 @@ def plain_console() -> "rich.console.Console":
     """Standard output for tables and lines. It takes no name for markup."""
     import rich.console
 
-    return rich.console.Console(highlight=False, markup=False, emoji=False)
+    # In a cell, `!` gives a command a terminal, but the cell keeps every state of a bar. FORCE_COLOR, which rich takes
+    # for a terminal, stands in the environment of every kernel and of many logs.
+    is_terminal = sys.stdout.isatty() and "JPY_PARENT_PID" not in os.environ
+    return rich.console.Console(
+        highlight=False, markup=False, emoji=False, force_terminal=None if is_terminal else False
+    )
 
 
 def plural(count: int, noun: str) -> str:

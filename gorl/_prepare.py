@@ -1,5 +1,7 @@
 """The checks before a run begins, so that nothing is compiled for one that cannot."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
@@ -60,3 +62,21 @@ def check_batch(config: Config, keys: RandomKeys) -> None:
                 "for each value to gorl.iterate, or map gorl.train over the values by eqx.filter_vmap(gorl.train, "
                 "in_axes=(eqx.if_array(0), None))."
             )
+
+
+def check_callback(on_evaluation: Any) -> None:
+    """Checks that a compiled run can call a callback.
+
+    **Raises:**
+
+    `gorl.InputError` if it cannot.
+    """
+    if on_evaluation is not None and not callable(on_evaluation):
+        raise InputError(f"on_evaluation must be a function of a gorl.EvaluationRecord, not {on_evaluation!r}.")
+    try:
+        hash((*jax.tree.leaves(on_evaluation), jax.tree.structure(on_evaluation)))  # as jit finds a program again
+    except TypeError as error:
+        raise InputError(
+            f"on_evaluation is a {type(on_evaluation).__name__}, which has no hash or holds arrays: give a function "
+            "that calls it, and define that function once."
+        ) from error

@@ -28,7 +28,7 @@ from ._env import EpisodicEnv
 from ._evaluation import play_episodes
 from ._learner import AbstractEncoder
 from ._policy import Policy, StagedDecoder
-from ._prepare import check_batch, check_key, prepare
+from ._prepare import check_batch, check_callback, check_key, prepare
 from ._regression import Fit, fit_decoder
 from ._rollout import RolloutState, collect_dataset, rollout
 from ._schedule import Phase, Schedule, ScheduleStep, make_schedule
@@ -51,8 +51,12 @@ def train(config: Config, key: RandomKey, on_evaluation: Callable[[EvaluationRec
 
     - `config`: what the run is.
     - `key`: from `jax.random.key`; decides everything random.
-    - `on_evaluation`: called on the host after each evaluation, for logging; under `vmap` once for each run. Another
-        function compiles again, so define it once. Without one nothing waits for the host.
+    - `on_evaluation`: called on the host after each evaluation, for logging; under `vmap` once for each run. The run
+        waits for it. Another function compiles again, so define it once. Without one nothing waits for the host. An
+        exception in it ends the run, and every other run under the same `vmap`. JAX cannot raise that exception from a
+        compiled program: it raises a `jax.errors.JaxRuntimeError` whose text has the exception's type, message and
+        traceback, here or, on a device that computes asynchronously, where the result is first read. In the loop over
+        `gorl.iterate` an exception is an ordinary one.
 
     **Returns:**
 
@@ -60,12 +64,14 @@ def train(config: Config, key: RandomKey, on_evaluation: Callable[[EvaluationRec
 
     **Raises:**
 
-    `gorl.InputError` for a config or an environment that cannot be trained, before anything is compiled.
+    `gorl.InputError` for a config or an environment that cannot be trained, or a callback that cannot be called or
+    hashed, before anything is compiled. `jax.errors.JaxRuntimeError` for an exception in the callback.
 
     ??? cite "Reference"
 
         GoRL, arXiv 2512.02581.
     """
+    check_callback(on_evaluation)
     config, env = prepare(config)
     check_key(key, batch_allowed=False)
     check_batch(config, key)

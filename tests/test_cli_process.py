@@ -6,6 +6,7 @@ What a run saves when it is stopped is tested in `test_cli_resume.py`.
 import errno
 import io
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -115,6 +116,26 @@ def test_before_and_after_that_the_first_one_does(begun, number, lines):
 
 
 # --- Files and words. ---
+
+
+@pytest.mark.parametrize(
+    ("has_terminal", "variables", "has_bar"),
+    [
+        (True, {}, True),
+        (True, {"JPY_PARENT_PID": "1"}, False),  # `!gorl train` in a notebook
+        (False, {}, False),
+        (False, {"FORCE_COLOR": "1"}, False),  # %%bash in a notebook, or a log that shows colours
+    ],
+)
+def test_a_bar_is_drawn_only_where_it_can_be_drawn_over(has_terminal, variables, has_bar):
+    ours, theirs = pty.openpty() if has_terminal else os.pipe()
+    inherited = {name: value for name, value in os.environ.items() if name not in ("JPY_PARENT_PID", "FORCE_COLOR")}
+    program = "from gorl_cli._process import plain_console; print(plain_console().is_terminal)"
+    environment = inherited | {"TERM": "xterm"} | variables
+    subprocess.run([sys.executable, "-c", program], stdout=theirs, env=environment, check=True)
+    os.close(theirs)
+    assert os.read(ours, 100).split() == [str(has_bar).encode()]
+    os.close(ours)
 
 
 @pytest.mark.parametrize(

@@ -573,11 +573,24 @@ def test_a_batch_in_the_config_without_a_key_for_each_value_is_refused(tiny, key
 # --- Whoever wants to know of each evaluation. ---
 
 
-def test_the_callback_is_told_of_each_evaluation_of_each_seed(one_stage, keys):
+@pytest.fixture(scope="module")
+def train_telling(one_stage, keys):
+    """Trains the seeds side by side, and tells a function of each evaluation. Compiled once for all functions."""
+    listeners = []
+    train = jax.jit(jax.vmap(lambda key: gorl.train(one_stage, key, lambda record: listeners[0](record))))
+
+    def train_and_tell(listener):
+        listeners[:] = [listener]
+        results = jax.block_until_ready(train(keys))
+        jax.effects_barrier()
+        return results
+
+    return train_and_tell
+
+
+def test_the_callback_is_told_of_each_evaluation_of_each_seed(train_telling, keys):
     told = []
-    train = jax.vmap(lambda key: gorl.train(one_stage, key, told.append))
-    results = jax.block_until_ready(train(keys))
-    jax.effects_barrier()
+    results = train_telling(told.append)
     for index, key in enumerate(keys):
         result = seed(results, index)
         *curve, final = (each for each in told if np.array_equal(each.key, jax.random.key_data(key)))
@@ -589,6 +602,56 @@ def test_the_callback_is_told_of_each_evaluation_of_each_seed(one_stage, keys):
         for name, figures in result.curve.metrics.items():
             np.testing.assert_array_equal([each.metrics[name] for each in curve], figures)
     assert len(told) == len(keys) * (len(curve) + 1)
+
+
+def test_an_exception_in_the_callback_ends_the_run_with_its_own_words_and_the_next_run_is_whole(train_telling, keys):
+    told = []
+
+    class OwnError(Exception):
+        pass
+
+    def fail_at_the_fifth(record):
+        told.append(record)
+        if len(told) == 5:
+            raise OwnError("the disk of the log is full")
+
+    with pytest.raises(jax.errors.JaxRuntimeError) as raised:
+        train_telling(fail_at_the_fifth)
+    assert len(told) == 5
+    assert "in fail_at_the_fifth\n" in str(raised.value)
+    assert "OwnError: the disk of the log is full" in str(raised.value)
+    told = []
+    train_telling(told.append)
+    assert len(told) % len(keys) == 0
+    assert told[-1].is_final
+
+
+def test_a_slow_callback_changes_no_result(train_telling, assert_same):
+    assert_same(train_telling(lambda record: time.sleep(0.05)), train_telling(lambda record: None))
+
+
+class Logger(eqx.Module):
+    seen: np.ndarray
+
+    def __call__(self, record):
+        raise AssertionError
+
+
+@pytest.mark.parametrize(
+    ("callback", "message"),
+    [
+        ("print", "must be a function of a gorl.EvaluationRecord, not 'print'"),
+        (Logger(np.zeros(2)), "is a Logger, which has no hash or holds arrays"),
+        (jax.tree_util.Partial(print, np.zeros(2)), "is a Partial, which has no hash or holds arrays"),
+        (dataclasses.make_dataclass("Table", [], namespace={"__call__": print})(), "is a Table, which has no hash"),
+    ],
+)
+def test_a_callback_that_a_compiled_run_cannot_call_is_refused(tiny, keys, unchecked, compilations, callback, message):
+    key = keys[0]
+    compilations.clear()
+    with pytest.raises(gorl.InputError, match=f"on_evaluation {message}"):
+        gorl.train(tiny, key, callback)
+    assert not compilations
 
 
 # --- Stages. ---
