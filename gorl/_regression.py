@@ -81,6 +81,12 @@ class Fit(eqx.Module):
     validation_loss: Float[Array, "*batch"]
     num_epochs: Int[Array, "*batch"]
 
+    @staticmethod
+    def unknown(count: int) -> "Fit":
+        """The outcomes of regressions that have not been yet: NaN, after no epochs."""
+        losses = jnp.full(count, jnp.nan, jnp.float32)
+        return Fit(losses, losses, jnp.zeros(count, jnp.int32))
+
 
 class _Search(eqx.Module):
     """The state of a regression between two epochs."""

@@ -103,6 +103,11 @@ class Curve(eqx.Module):
 class EvaluationRecord(eqx.Module):
     """One evaluation, as `gorl.train` gives it to its callback.
 
+    The run waits for the callback. An exception in it ends the run, and every other run under the same `vmap`. JAX
+    cannot raise that exception from a compiled program: it raises a `jax.errors.JaxRuntimeError` whose text has the
+    exception's type, message and traceback. On a device that computes asynchronously it does so where the result is
+    first read. In the loop over `gorl.iterate` an exception is an ordinary one.
+
     **Attributes:**
 
     - `key`: `jax.random.key_data` of the run's key, which tells runs under `vmap` apart.

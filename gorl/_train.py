@@ -51,12 +51,8 @@ def train(config: Config, key: RandomKey, on_evaluation: Callable[[EvaluationRec
 
     - `config`: what the run is.
     - `key`: from `jax.random.key`; decides everything random.
-    - `on_evaluation`: called on the host after each evaluation, for logging; under `vmap` once for each run. The run
-        waits for it. Another function compiles again, so define it once. Without one nothing waits for the host. An
-        exception in it ends the run, and every other run under the same `vmap`. JAX cannot raise that exception from a
-        compiled program: it raises a `jax.errors.JaxRuntimeError` whose text has the exception's type, message and
-        traceback, here or, on a device that computes asynchronously, where the result is first read. In the loop over
-        `gorl.iterate` an exception is an ordinary one.
+    - `on_evaluation`: called on the host after each evaluation, see [`gorl.EvaluationRecord`][]; under `vmap` once for
+        each run. Another function compiles again, so define it once. Without one nothing waits for the host.
 
     **Returns:**
 
@@ -64,8 +60,7 @@ def train(config: Config, key: RandomKey, on_evaluation: Callable[[EvaluationRec
 
     **Raises:**
 
-    `gorl.InputError` for a config or an environment that cannot be trained, or a callback that cannot be called or
-    hashed, before anything is compiled. `jax.errors.JaxRuntimeError` for an exception in the callback.
+    `gorl.InputError` for what cannot be trained or called, before anything is compiled.
 
     ??? cite "Reference"
 
@@ -125,7 +120,6 @@ def init(config: Config, env: EpisodicEnv, schedule: Schedule, key: RandomKey) -
     learner_state = config.learner.init(env.observation_size, env.action_size, learner_key, env.critic_observation_size)
     decoder = config.decoder.init(RunningStatistics.empty(env.observation_size), env.action_size, decoder_key)
     policy = _policy(env, config.learner.encoder(learner_state), StagedDecoder(decoder, fitted=jnp.zeros((), bool)))
-    num_refinements = config.num_stages - 1
     return TrainState(
         key=key,
         index=jnp.zeros((), jnp.int32),
@@ -138,7 +132,7 @@ def init(config: Config, env: EpisodicEnv, schedule: Schedule, key: RandomKey) -
         returns=nans(schedule.num_evaluations, config.evaluation_episodes),
         metrics={name: nans(schedule.num_evaluations) for name in (*config.learner.metric_names(), *env.term_names)},
         latest_metrics={name: nans() for name in config.learner.metric_names()},
-        fits=Fit(nans(num_refinements), nans(num_refinements), jnp.zeros(num_refinements, jnp.int32)),
+        fits=Fit.unknown(config.num_stages - 1),
     )
 
 
