@@ -14,7 +14,7 @@ import gorl
 
 RESULTS = pathlib.Path(__file__).parent.parent / "benchmarks/results"
 METHODS = ("gorl-flow", "gorl-diffusion", "gorl-sac", "ppo", "fpo", "fpo++", "dppo", "sac", "gorl-reppo", "reppo")
-TASKS = ("PointMass", "ReacherEasy", "CheetahRun")
+TASKS = ("PointMass", "ReacherEasy", "CheetahRun", "WalkerWalk")
 
 
 def raw(path):
@@ -38,15 +38,14 @@ def shown(values):
 def returns_table():
     """A row for each method, a column for each task; empty where nothing has been run."""
     lines = [f"| `--method` | {' | '.join(TASKS)} |", "| --- |" + " --: |" * len(TASKS)]
-    for method in METHODS:
-        cells = []
-        for task in TASKS:
-            path = f"returns/laptop/{task}_{method}.csv"
-            cells.append(shown(last_returns(path)) if (RESULTS / path).exists() else "")
-        lines.append(f"| `{method}` | {' | '.join(cells)} |")
-    cells = [shown(last_returns(f"physics/learning/{task}_gorl-flow.csv")) for task in TASKS]
-    lines.append(f"| `gorl-flow`, again | {' | '.join(cells)} |")
-    return lines
+    rows = {f"`{method}`": [f"returns/laptop/{task}_{method}.csv" for task in TASKS] for method in METHODS}
+    rows["`gorl-flow`, again"] = [f"physics/learning/{task}_gorl-flow.csv" for task in TASKS]
+    return [*lines, *(_returns_row(name, paths) for name, paths in rows.items())]
+
+
+def _returns_row(name, paths):
+    cells = [shown(last_returns(path)) if (RESULTS / path).exists() else "" for path in paths]
+    return f"| {name} | {' | '.join(cells)} |"
 
 
 def part(path, name):

@@ -299,3 +299,16 @@ def test_what_only_goes_together_is_changed_together():
 def test_too_few_steps():
     with pytest.raises(gorl.InputError, match="shorter than one iteration"):
         gorl.reschedule(gorl.preset("PointMass"), total_steps=10_000)
+
+
+@pytest.mark.parametrize("method", ["ppo", "gorl-flow"])
+def test_a_task_of_ones_own_has_values_of_its_own(method, counting):
+    for env in ("my_robot:Walk", counting()):
+        config = gorl.preset(env, method=method)
+        assert sum(config.stage_steps) == 10_000_000
+        assert config.learner.reward_scale == 1.0
+        assert config.env.training_length is None
+    shipped = gorl.preset("HopperStand", method=method)
+    assert sum(shipped.stage_steps) == 4_000_000
+    assert shipped.learner.reward_scale == 10.0
+    assert gorl.preset("my_robot:Walk", "paper", method).learner.reward_scale == 10.0
