@@ -22,6 +22,7 @@ from jaxtyping import UInt8
 import gorl
 
 from ._process import check_output, plain_console, write_output
+from ._run import say_placeholders
 
 # The largest frame rate of each kind of file. Browsers slow down a GIF with many more frames per second than 20.
 _RATES = {".mp4": 30.0, ".gif": 20.0, ".png": 20.0}
@@ -46,6 +47,7 @@ def render(env: gorl.EnvConfig, policy: gorl.Policy, key: int, path: pathlib.Pat
     The others are those of `gorl.render`.
     """
     check_film(path)
+    say_placeholders(env)
     suffix = path.suffix.lower()
     console = plain_console()
     with rich.progress.Progress(console=console, transient=True, disable=not console.is_terminal) as progress:

@@ -334,6 +334,15 @@ def parts(tree: SeedsTree, runs: Sequence[Run]) -> list[SeedsTree]:
 # --- Directories. ---
 
 
+def say_placeholders(env: gorl.EnvConfig) -> None:
+    """Says it if pictures of a robot will lack meshes."""
+    if missing := gorl.placeholder_meshes(gorl.load_environment(env)):
+        say(
+            f"{env}: {len(missing)} of its meshes are not on this machine, so pictures show small placeholders; the "
+            "physics is complete"
+        )
+
+
 def read_description(directory: pathlib.Path, name: str) -> dict[str, Any]:
     """What `run.json` or `sweep.json` holds."""
     if not directory.is_dir():

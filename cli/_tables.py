@@ -23,8 +23,12 @@ def new_table(*columns: str, title: str | None = None, left: Collection[str] = (
 def environment_table(found: dict[str, tuple[int, int]]) -> None:
     """Prints environments and their sizes."""
     table = new_table("environment", "family", "observation", "action", left=("environment", "family"))
-    for name, sizes in found.items():
-        table.add_row(name, gorl.internal.family(name), *map(str, sizes))
+    parts = gorl.observation_parts()
+    for name, (observation_size, action_size) in found.items():
+        privileged = f" ({parts[name]['privileged_state']})" if name in parts else ""
+        table.add_row(name, gorl.internal.family(name), f"{observation_size}{privileged}", str(action_size))
+    if not parts.keys().isdisjoint(found):
+        table.caption = "in brackets: the part privileged_state, which critics see in place of the part state"
     plain_console().print(table)
 
 

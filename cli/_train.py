@@ -21,7 +21,19 @@ from ._figures import RunCurve, encode, learning_curves
 from ._log import Loggers, Row, check_loggers
 from ._process import Stop, advice, as_json, command, plural, say
 from ._progress import Progress
-from ._run import GoneError, Run, check_new, make_directory, only_writer, parts, restore, save, try_to_write, versions
+from ._run import (
+    GoneError,
+    Run,
+    check_new,
+    make_directory,
+    only_writer,
+    parts,
+    restore,
+    save,
+    say_placeholders,
+    try_to_write,
+    versions,
+)
 from ._tables import summary
 
 DIVERGED = 3  # the exit code if a seed diverged
@@ -213,6 +225,8 @@ def batch(configs: Sequence[gorl.Config], seeds: int) -> gorl.Config:
 
 def _train(job: Job, groups: Sequence[_Group]) -> int:
     """Trains one group of runs after the other, and returns the exit code of the process."""
+    for env in dict.fromkeys(run.config.env for run in job.runs.values()):
+        say_placeholders(env)
     results: list[tuple[Run, gorl.Result, float]] = []
     try:
         for group in groups:

@@ -36,6 +36,8 @@ from ._env import (
     StepResult as StepResult,
     environments as environments,
     load_environment as load_environment,
+    observation_parts as observation_parts,
+    placeholder_meshes as placeholder_meshes,
 )
 from ._errors import (
     DamagedFileError as DamagedFileError,

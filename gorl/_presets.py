@@ -36,6 +36,12 @@ class _Rule:
         )
 
 
+# How long MuJoCo Playground's robots hold an action, where it is longer than a control step.
+_ROBOTS = (
+    _Rule({"env.action_repeat": 2}, task="AlohaSinglePegInsertion"),
+    _Rule({"env.action_repeat": 4}, task="PandaRobotiqPushCube"),
+)
+
 # What the GoRL paper changes for single tasks and methods: the other values are the defaults of each class. (MuJoCo
 # Playground's own PPO has the same exceptions.) A later rule goes before an earlier one.
 _PAPER = (
@@ -233,7 +239,7 @@ _LAPTOP = (
     _Rule({"stage_steps": (3_000_000, 2_100_000)}, task="CheetahRun", learner=REPPO),
 )
 
-_SCALES = {"laptop": _LAPTOP, "paper": _PAPER}
+_SCALES = {"laptop": _ROBOTS + _LAPTOP, "paper": _ROBOTS + _PAPER}
 
 
 def preset(env: Any, scale: str = "laptop", method: str | Method = "gorl-flow") -> Config:

@@ -36,14 +36,25 @@ _BUILT_IN: dict[str, tuple[int, int]] = {"MultiGoal": (2, 2)}
 
 
 def environments() -> dict[str, tuple[int, int]]:
-    """Every environment that can be trained on by name, with the sizes of its observations and actions."""
+    """Every environment that can be trained on by name, with the sizes of its observations and actions.
+
+    Of an observation in parts it is the size of what the policy sees (see [`gorl.observation_parts`][]).
+    """
     return _BUILT_IN | _playground.TASKS | _brax.TASKS
+
+
+def observation_parts() -> dict[str, dict[str, int]]:
+    """The size of each part of an observation, for those of `gorl.environments()` whose observations have parts."""
+    return {
+        name: {"state": _playground.TASKS[name][0], "privileged_state": size}
+        for name, size in _playground.PRIVILEGED.items()
+    }
 
 
 def family(name: str) -> str:
     """The package that the environment `name` comes from."""
     if name in _playground.TASKS:
-        return "MuJoCo Playground"
+        return "Playground"
     if name in _brax.TASKS:
         return "Brax"
     return "built in"
@@ -82,6 +93,14 @@ def scene(env: Environment) -> Scene:
     )
 
 
+def placeholder_meshes(env: EpisodicEnv) -> tuple[str, ...]:
+    """The files of a robot's meshes that this machine lacks, in whose place pictures show small placeholders.
+
+    The physics is complete: nothing collides with these meshes, and no inertia comes from them.
+    """
+    return _playground.placeholders(env.env.whole)
+
+
 def check_options(config: EnvConfig) -> None:
     """Checks the name and the options, without loading anything.
 
@@ -111,7 +130,7 @@ def check_options(config: EnvConfig) -> None:
 def _load(config: EnvConfig, platform: str) -> EpisodicEnv:
     # The platform is part of the cache's key, as each has physics of its own.
     name = config.name
-    sizes = environments().get(name) if isinstance(name, str) else None
+    sizes = _sizes(name) if isinstance(name, str) else None
     # Environments that are shipped need JAX's usual rules of promotion; a user's own obeys those of the program.
     rules = contextlib.nullcontext if sizes is None else usual_promotion
     # The cache keeps constants that are made here, so they must not belong to a running trace.
@@ -130,7 +149,8 @@ def _load(config: EnvConfig, platform: str) -> EpisodicEnv:
     assert sizes is not None
     observation_size, action_size = sizes
     parts = chosen_parts(config, observation_size)
-    episode_length = config.episode_length or int(getattr(env, "episode_length", 1000))
+    own_length = getattr(env, "episode_length", None) or _playground.episode_length(env) or 1000
+    episode_length = config.episode_length or int(own_length)
     training_length = min(config.training_length or episode_length, episode_length)
     origin = (*(getattr(config, field.name) for field in dataclasses.fields(config)), platform)
     return EpisodicEnv(
@@ -144,6 +164,14 @@ def _load(config: EnvConfig, platform: str) -> EpisodicEnv:
         parts.critic,
         parts.critic_observation_size,
     )
+
+
+def _sizes(name: str) -> tuple[int | dict[str, int], int] | None:
+    """The size of the observations of a shipped environment, or of each of their parts, and that of its actions."""
+    if name not in environments():
+        return None
+    observation_size, action_size = environments()[name]
+    return observation_parts().get(name, observation_size), action_size
 
 
 def _simulated(env: Any, config: EnvConfig) -> Any:

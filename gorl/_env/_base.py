@@ -60,10 +60,10 @@ class EnvConfig(eqx.Module):
 
     **Arguments:**
 
-    - `name`: the name of an environment, see `gorl.environments()`: `"CheetahRun"` for a DMControl task of MuJoCo
-        Playground, `"brax/ant"` for one of Brax's, `"MultiGoal"` for the built-in one; `"package.module:attribute"` for
-        your own (the attribute is an environment, or a function of no arguments that returns one); or the environment
-        itself.
+    - `name`: the name of an environment, see `gorl.environments()`: `"CheetahRun"` or `"Go1JoystickFlatTerrain"` for a
+        task of MuJoCo Playground, `"brax/ant"` for one of Brax's, `"MultiGoal"` for the built-in one;
+        `"package.module:attribute"` for your own (the attribute is an environment, or a function of no arguments that
+        returns one); or the environment itself.
     - `episode_length`: control steps until the time limit; `None` for the environment's own.
     - `training_length`: control steps after which an episode is cut short in training, so that a small budget sees many
         start states; `None` for `episode_length`. A cut is a truncation, which the learner does not take for an end.

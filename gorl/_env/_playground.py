@@ -1,15 +1,18 @@
-"""The DeepMind Control tasks of MuJoCo Playground, simulated by MJX."""
+"""The tasks of MuJoCo Playground."""
 
 import sys
 from typing import Any
 
+import jax.numpy as jnp
+
 from .._errors import InputError
 from ._base import EnvConfig
 from ._implementation import implementation_or_default, import_mjx
+from ._rewire import rewire
 from ._scene import Pose, Scene
 
 # Observation and action sizes, so that listing them neither imports MuJoCo nor traces every task. A test compares them
-# with the environments.
+# with the environments. Of an observation in parts it is the size of what the policy sees.
 TASKS: dict[str, tuple[int, int]] = {
     "AcrobotSwingup": (6, 1),
     "AcrobotSwingupSparse": (6, 1),
@@ -36,27 +39,104 @@ TASKS: dict[str, tuple[int, int]] = {
     "WalkerRun": (24, 6),
     "WalkerStand": (24, 6),
     "WalkerWalk": (24, 6),
+    "ApolloJoystickFlatTerrain": (112, 32),
+    "BarkourJoystick": (465, 12),
+    "BerkeleyHumanoidJoystickFlatTerrain": (52, 12),
+    "BerkeleyHumanoidJoystickRoughTerrain": (52, 12),
+    "G1JoystickFlatTerrain": (103, 29),
+    "G1JoystickRoughTerrain": (103, 29),
+    "Go1Footstand": (45, 12),
+    "Go1Getup": (42, 12),
+    "Go1Handstand": (45, 12),
+    "Go1JoystickFlatTerrain": (48, 12),
+    "Go1JoystickRoughTerrain": (48, 12),
+    "H1InplaceGaitTracking": (186, 19),
+    "H1JoystickGaitTracking": (113, 19),
+    "Op3Joystick": (147, 20),
+    "SpotFlatTerrainJoystick": (81, 12),
+    "SpotGetup": (30, 12),
+    "SpotJoystickGaitTracking": (69, 12),
+    "T1JoystickFlatTerrain": (85, 23),
+    "T1JoystickRoughTerrain": (85, 23),
+    "AeroCubeRotateZAxis": (14, 7),
+    "AlohaHandOver": (83, 14),
+    "AlohaSinglePegInsertion": (82, 14),
+    "LeapCubeReorient": (57, 16),
+    "LeapCubeRotateZAxis": (32, 16),
+    "PandaOpenCabinet": (55, 8),
+    "PandaPickCube": (66, 8),
+    "PandaPickCubeCartesian": (70, 3),
+    "PandaPickCubeOrientation": (66, 8),
+    "PandaRobotiqPushCube": (48, 7),
 }
+
+# The sizes of what only critics see.
+PRIVILEGED: dict[str, int] = {
+    "ApolloJoystickFlatTerrain": 224,
+    "BerkeleyHumanoidJoystickFlatTerrain": 114,
+    "BerkeleyHumanoidJoystickRoughTerrain": 114,
+    "G1JoystickFlatTerrain": 216,
+    "G1JoystickRoughTerrain": 216,
+    "Go1Footstand": 94,
+    "Go1Getup": 91,
+    "Go1Handstand": 94,
+    "Go1JoystickFlatTerrain": 123,
+    "Go1JoystickRoughTerrain": 123,
+    "SpotFlatTerrainJoystick": 167,
+    "T1JoystickFlatTerrain": 180,
+    "T1JoystickRoughTerrain": 180,
+    "AeroCubeRotateZAxis": 81,
+    "LeapCubeReorient": 128,
+    "LeapCubeRotateZAxis": 105,
+}
+
+# They pass `jnp.clip` an argument by a name that JAX has given up.
+_WITH_OLD_CLIP = ("LeapCubeReorient", "PandaRobotiqPushCube")
 
 
 def load(config: EnvConfig) -> Any:
     """The MuJoCo Playground environment that `config` names."""
     import_mjx()
     try:
-        from mujoco_playground import dm_control_suite
+        from mujoco_playground import dm_control_suite, locomotion, manipulation
 
+        from ._menagerie import make_robot
         from ._quiet import without_warnings
     except ImportError as error:
         raise InputError(
             f"{config} is a task of MuJoCo Playground, which cannot be imported ({error}): pip install playground."
         ) from error
-    implementation = implementation_or_default(config.implementation)
+    name, implementation = str(config), implementation_or_default(config.implementation)
+    suite = next(suite for suite in (dm_control_suite, locomotion, manipulation) if name in suite.ALL_ENVS)
+    options = suite.get_default_config(name)
+    if "impl" in options:
+        options.impl = "jax" if implementation == "mujoco" else implementation
     with without_warnings():
-        if implementation != "mujoco":
-            return dm_control_suite.load(str(config), config_overrides={"impl": implementation})
-        from ._mujoco import with_engine
+        if suite is dm_control_suite:
+            task = suite.load(name, config=options)
+        else:  # their own function downloads
+            task = make_robot(name, suite._envs[name], config=options)
+            if name in _WITH_OLD_CLIP:
+                task = rewire(task, {jnp.clip: _clip})
+        return simulated(task, config.implementation)
 
-        return with_engine(dm_control_suite.load(str(config), config_overrides={"impl": "jax"}))
+
+def _clip(arr: Any, min: Any = None, max: Any = None, *, a_max: Any = None) -> Any:
+    return jnp.clip(arr, min, max if a_max is None else a_max)
+
+
+def episode_length(env: Any) -> int | None:
+    """The time limit that the config of a task of Playground's class gives; `None` without one."""
+    return env._config.get("episode_length") if is_task(env) else None
+
+
+def placeholders(env: Any) -> tuple[str, ...]:
+    """The files of meshes that a task of Playground's class has placeholders for."""
+    if not is_task(env):
+        return ()
+    from ._menagerie import is_placeholder
+
+    return tuple(sorted(name for name, content in getattr(env, "_model_assets", {}).items() if is_placeholder(content)))
 
 
 def is_task(env: Any) -> bool:

@@ -4,6 +4,7 @@ A task of MuJoCo Playground calls MJX by name. Replacing the function in its mod
 for all threads. A copy of the task with global variables of its own changes nothing else.
 """
 
+import abc
 import copy
 import sys
 import types
@@ -32,11 +33,26 @@ def rewire(instance: Any, replacements: Mapping[Callable, Callable]) -> Any:
     return rewired
 
 
+def made(cls: type, replacements: Mapping[Any, Any], **options: Any) -> Any:
+    """An object that finds the replacements while it is made, and is afterwards as if there had been none.
+
+    **Arguments:**
+
+    - `cls`: its class, written in Python.
+    - `replacements`: the replacement of each global variable, or attribute of a module, with a certain value.
+    - `options`: what it is made with.
+    """
+    wiring = _Wiring(replacements)
+    instance = wiring.of_class(cls)(**options)
+    instance.__class__ = cls
+    return instance
+
+
 class _Wiring:
     """Remembers copies, so that everything is copied once and recursion ends."""
 
-    def __init__(self, replacements: Mapping[Callable, Callable]):
-        self._replacements = {id(function): (function, replacement) for function, replacement in replacements.items()}
+    def __init__(self, replacements: Mapping[Any, Any]):
+        self._replacements = {id(value): (value, replacement) for value, replacement in replacements.items()}
         self._copies: dict[int, tuple[Any, Any]] = {}  # with the originals, so that no id is given to something else
         self._uses: dict[str, bool] = {}
 
@@ -65,17 +81,15 @@ class _Wiring:
 
     def _class(self, cls: type) -> type:
         bases = [self.of_class(base) for base in cls.__bases__ if self._follows_class(base)]
-        attributes = {
-            name: value for name, value in vars(cls).items() if name not in ("__dict__", "__weakref__", "__slots__")
-        }
+        own = ("__dict__", "__weakref__", "__slots__", "__abstractmethods__", "_abc_impl")
+        attributes = {name: value for name, value in vars(cls).items() if name not in own}
         twin = type(cls)(cls.__name__, (*bases, cls), {"__module__": cls.__module__, "__qualname__": cls.__qualname__})
         # Methods that call `super()` hold their class in a closure: it has to be the copy, or they would leave it.
         self._copies[id(cls)] = (cls, twin)
+        # Every one of them, as those of the rewired bases come before those of `cls`.
         for name, value in attributes.items():
-            rewired = self.of(value)
-            if rewired is not value:
-                setattr(twin, name, rewired)
-        return twin
+            setattr(twin, name, self.of(value))
+        return abc.update_abstractmethods(twin)
 
     def _function(self, function: types.FunctionType) -> types.FunctionType:
         cells = tuple(types.CellType() for _ in function.__closure__ or ())
@@ -112,6 +126,8 @@ class _Wiring:
 
     def _follows(self, variables: Mapping[str, Any]) -> bool:
         """Whether functions with these global variables may call a replaced function."""
+        while isinstance(variables, _Globals):  # it holds only what has been looked up
+            variables = variables.originals
         name = str(variables.get("__name__"))
         if name.split(".")[0] in ("mujoco", "jax", "numpy", "builtins", "typing", "functools", "flax", "brax"):
             return False
@@ -134,10 +150,10 @@ class _Globals(dict):
     def __init__(self, wiring: _Wiring, originals: dict[str, Any]):
         super().__init__(__builtins__=originals["__builtins__"], __name__=originals["__name__"])
         self._wiring = wiring
-        self._originals = originals
+        self.originals = originals
 
     def __missing__(self, name: str) -> Any:
-        return self._wiring.of(self._originals[name])
+        return self._wiring.of(self.originals[name])
 
 
 def _closes_over(function: types.FunctionType) -> bool:
