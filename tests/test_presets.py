@@ -92,6 +92,14 @@ SAC = {
     "learning_starts": 8192,
     "encoder_starts": 0,
     "memory_limit": 8192,
+    "policy_norm": False,
+    "value_norm": False,
+    "num_critics": 2,
+    "pessimistic": True,
+    "num_bins": None,
+    "bootstrap_steps": 1,
+    "lowest_value": None,
+    "highest_value": None,
 }
 # The paper of REPPO has these for its large setting.
 REPPO = {
@@ -206,6 +214,9 @@ def test_the_paper_scale_is_the_papers(task, method):
             "action_repeat": 1,
             "backend": None,
             "implementation": None,
+            "policy_observation": None,
+            "critic_observation": None,
+            "commands": None,
         },
         "refinement": REFINEMENT,
         "evaluation_episodes": 128,
