@@ -1,6 +1,7 @@
 """What the guides and the README show has to work: examples, commands, links and names."""
 
 import ast
+import csv
 import dataclasses
 import importlib
 import pathlib
@@ -323,3 +324,15 @@ def test_the_reference_has_every_public_name():
     ]
     public = {alias.asname for node in imports for alias in node.names if alias.asname} - {"internal"}
     assert set(re.findall(r"^::: gorl\.(\w+)$", (ROOT / ".docs/api.md").read_text(), re.MULTILINE)) == public
+
+
+def test_the_figures_of_the_quadruped_are_those_of_its_raw_file():
+    with (ROOT / "benchmarks/results/robots/quadruped_ppo_seed100.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    returns = [f"{float(row['return_mean']):.0f}" for row in rows]
+    falls = [round(64 * float(row["terminated/fell"])) for row in rows]
+    words = " ".join((ROOT / "gorl/guides/robots.md").read_text().split())
+    assert f"from {returns[0]} (it stands still) over {returns[2]} after four million steps" in words
+    assert f"{returns[4]} after eight to {returns[5]}, of at most 1700" in words
+    assert falls[5:] == [0, 1]
+    assert "none of 64 episodes ended in a fall, in the one of its best policy 1 of 64" in words
