@@ -69,4 +69,4 @@ def _num_cores() -> int:
     spec = importlib.util.find_spec("gorl")
     assert spec is not None
     assert spec.origin is not None
-    return runpy.run_path(str(pathlib.Path(spec.origin).with_name("_backend") / "_cores.py"))["num_cores"]()
+    return runpy.run_path(str(pathlib.Path(spec.origin).with_name("_backend") / "_machine.py"))["num_cores"]()

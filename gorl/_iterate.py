@@ -12,7 +12,7 @@ from jaxtyping import PyTree
 from ._backend import BackgroundCompiler, map_seeds, seed_sharding
 from ._config import Config
 from ._env import EpisodicEnv
-from ._prepare import check_batch, check_key, prepare
+from ._prepare import check_batch, check_key, check_memory, prepare
 from ._schedule import Phase, Schedule, ScheduleStep, make_schedule
 from ._state import Result, TrainState
 from ._train import advance, init, phase_functions, result
@@ -41,7 +41,8 @@ def iterate(config: Config, start: RandomKeys | TrainState) -> Iterator[tuple[Sc
 
     **Raises:**
 
-    `gorl.InputError` as `gorl.train` does.
+    `gorl.InputError` as `gorl.train` does, and if the devices cannot hold the state of all seeds twice, as every step
+    does.
     """
     config, env = _prepare(config, start)
 
@@ -102,10 +103,12 @@ def _prepare(config: Config, start: RandomKeys | TrainState) -> tuple[Config, Ep
     config, env = prepare(config)
     if isinstance(start, TrainState):
         check_batch(config, start.key)
+        check_memory(start)
         return config, env
     check_key(start, batch_allowed=True)
     check_batch(config, start)
-    eqx.filter_eval_shape(_init_seeds, config, env, start)  # what cannot be trained says so now, not at the first step
+    # What cannot be trained says so now, not at the first step.
+    check_memory(eqx.filter_eval_shape(_init_seeds, config, env, start))
     return config, env
 
 

@@ -6,9 +6,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from ._backend import memory_for_seeds
 from ._config import Config, as_arrays
 from ._env import EpisodicEnv, load_environment
 from ._errors import InputError
+from ._state import TrainState
 from ._types import RandomKeys
 
 
@@ -62,6 +64,30 @@ def check_batch(config: Config, keys: RandomKeys) -> None:
                 "for each value to gorl.iterate, or map gorl.train over the values by eqx.filter_vmap(gorl.train, "
                 "in_axes=(eqx.if_array(0), None))."
             )
+
+
+def check_memory(state: TrainState) -> None:
+    """Checks that the devices can hold the state of all seeds twice, as every step does.
+
+    **Arguments:**
+
+    - `state`: the state, or its shapes.
+
+    **Raises:**
+
+    `gorl.InputError` if they cannot.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    sizes = {jax.tree_util.keystr(path): leaf.size * leaf.dtype.itemsize for path, leaf in leaves}
+    num_seeds, size = state.key.size, sum(sizes.values())
+    memory = memory_for_seeds(num_seeds)
+    if 2 * size > memory:
+        seeds = f"{num_seeds:,} seed{'s' * (num_seeds > 1)}"
+        raise InputError(
+            f"the state of {seeds} takes {size / 2**20:,.0f} MiB, and every step holds it twice, in a memory of "
+            f"{memory / 2**20:,.0f} MiB: train fewer seeds together, or make it smaller; its largest array is "
+            f"{max(sizes, key=sizes.__getitem__).lstrip('.')}."
+        )
 
 
 def check_callback(on_evaluation: Any) -> None:

@@ -122,6 +122,7 @@ def test_output_that_is_no_terminal_is_plain_lines(command, tmp_path):
         (["PointMass", "--method", "gorl-diffusion", "--set", "decoder.schedule=cosin"], "'cosine'"),
         (["PointMass", "--method", "gorl-sac", "--set", "learner.buffer_size=200"], "smaller than"),
         (["PointMass", "--method", "sac", "--set", "learner.memory_limit=1"], "MiB"),
+        (["PointMass", "--method", "sac", "--seeds", "1000000"], "the state of 1,000,000 seeds takes"),
     ],
 )
 def test_bad_input_is_one_sentence_and_leaves_nothing(command, tmp_path, arguments, sentence):

@@ -382,6 +382,10 @@ def test_a_sweep_whose_directory_is_moved_stops(sweep_that_cannot_write, tmp_pat
         (["MultiGoal", "--seeds", "0"], "--seeds must be at least 1"),
         (["MultiGoal", "--set", "stage_steps=80"], "shorter than one iteration"),
         (
+            ["MultiGoal", "--method", "sac", "--set", "learner.tau=0.1,0.2", "--seeds", "500000"],
+            "the state of 1,000,000 seeds takes",
+        ),
+        (
             ["MultiGoal", "--set", "stage_steps=80000;90000", "--steps", "1e5"],
             "--set stage_steps says what --steps would",
         ),

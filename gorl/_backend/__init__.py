@@ -8,9 +8,10 @@ from ._batching import (
     sequential_vmap as sequential_vmap,
 )
 from ._compiler import BackgroundCompiler as BackgroundCompiler
-from ._cores import num_cores as num_cores
+from ._machine import num_cores as num_cores
 from ._sharding import (
     map_seeds as map_seeds,
+    memory_for_seeds as memory_for_seeds,
     num_devices_of_program as num_devices_of_program,
     seed_sharding as seed_sharding,
 )

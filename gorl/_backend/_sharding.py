@@ -8,6 +8,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 from ._batching import on_cpu
+from ._machine import memory_of_machine
 
 AXIS = "seeds"
 
@@ -22,6 +23,14 @@ def seed_sharding(num_seeds: int) -> NamedSharding | None:
         return None
     count = max(count for count in range(1, len(devices) + 1) if num_seeds % count == 0)
     return NamedSharding(Mesh(np.asarray(devices[:count]), (AXIS,)), PartitionSpec(AXIS)) if count > 1 else None
+
+
+def memory_for_seeds(num_seeds: int) -> float:
+    """Bytes of memory of the devices that the seeds go on; infinite if unknown. A CPU's devices share one memory."""
+    sharding = seed_sharding(num_seeds)
+    devices = jax.device_put(0).devices() if sharding is None else sharding.device_set
+    limits = [(device.memory_stats() or {}).get("bytes_limit") for device in devices]
+    return float(sum(limits)) if all(limits) else memory_of_machine()
 
 
 def map_seeds(function: Callable[[PyTree, PyTree], PyTree], num_seeds: int, mapped: PyTree, shared: PyTree) -> PyTree:

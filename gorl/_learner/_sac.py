@@ -128,7 +128,9 @@ class SAC(AbstractLearner[SACState]):
     - `encoder_starts`: the same before the first gradient step of the encoder and the temperature, if that is later.
         Until then fresh critics learn the values of latents from the prior. Before they have, they only lead
         the encoder away from what the decoder does well.
-    - `memory_limit`: the largest replay buffer allowed, in MiB. Every seed has a buffer of its own.
+    - `memory_limit`: the largest replay buffer allowed, in MiB. Every seed has a buffer of its own, and a step holds it
+        twice: `gorl.iterate` and the command line compare this with the memory for all seeds together. `gorl.train`
+        does not, since it sees one seed under `jax.vmap`.
 
     ??? cite "Reference"
 

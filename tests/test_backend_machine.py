@@ -1,9 +1,11 @@
-"""How many cores a process may use."""
+"""How many cores and how much memory a process may use."""
 
+import math
 import os
 
 import pytest
 
+from gorl._backend._machine import memory_of_machine
 from gorl.internal import num_cores
 
 
@@ -53,3 +55,24 @@ def test_without_an_affinity_mask_the_cores_of_the_machine_count(monkeypatch, tm
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 6)
     assert num_cores(tmp_path) == 6
+
+
+@pytest.mark.parametrize(
+    ("files", "memory"),
+    [
+        ({"memory.max": 2**30}, 2**30),
+        ({"memory.max": "max"}, 2**33),
+        ({"memory/memory.limit_in_bytes": 2**31}, 2**31),
+        ({"memory/memory.limit_in_bytes": 2**63 - 4096}, 2**33),  # no limit
+        ({}, 2**33),  # another system
+    ],
+)
+def test_the_smaller_of_the_memory_of_the_machine_and_the_limit_of_the_container(cgroups, monkeypatch, files, memory):
+    eight_gibibytes = {"SC_PAGE_SIZE": 2**12, "SC_PHYS_PAGES": 2**21}
+    monkeypatch.setattr(os, "sysconf", eight_gibibytes.__getitem__, raising=False)
+    assert memory_of_machine(cgroups(files)) == memory
+
+
+def test_without_a_known_memory_there_is_no_limit(monkeypatch, tmp_path):
+    monkeypatch.delattr(os, "sysconf", raising=False)
+    assert memory_of_machine(tmp_path) == math.inf

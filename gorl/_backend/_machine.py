@@ -1,4 +1,4 @@
-"""The number of cores. It imports only Python, as the command line needs it before it imports JAX."""
+"""The cores and the memory. It imports only Python, as the command line needs it before it imports JAX."""
 
 import math
 import os
@@ -17,6 +17,25 @@ def num_cores(cgroups: pathlib.Path = _CGROUPS) -> int:
     # An affinity mask is what a cluster allots; macOS and Windows have none.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, math.ceil(min(cores, _quota(cgroups))))
+
+
+def memory_of_machine(cgroups: pathlib.Path = _CGROUPS) -> float:
+    """Bytes of memory that this process may use: the machine's, or the limit of its container; infinite if unknown.
+
+    **Arguments:**
+
+    - `cgroups`: the directory of Linux's control groups.
+    """
+    try:
+        memory = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    except (AttributeError, OSError, ValueError):  # another system
+        memory = math.inf
+    for limit in (cgroups / "memory.max", cgroups / "memory" / "memory.limit_in_bytes"):  # versions 2 and 1
+        try:
+            memory = min(memory, float(limit.read_text()))
+        except (OSError, ValueError):  # another version, or "max"
+            continue
+    return memory
 
 
 def _quota(cgroups: pathlib.Path) -> float:
