@@ -24,7 +24,7 @@ _NUM_CHECKED, _NUM_TIMED = 100, 2000
 def check_export(path: pathlib.Path, draw: str, is_compared: bool = False) -> None:
     """Checks what [`export`][] can check without the policy."""
     if is_compared and importlib.util.find_spec("onnxruntime") is None:
-        raise gorl.InputError("--check needs the package onnxruntime, which is not installed: pip install 'gorl[onnx]'.")
+        raise gorl.InputError("--check needs onnxruntime, which is not installed: pip install 'gorl[onnx]'.")
     suffix = check_output(path, (*_KINDS, ""))
     for file in _files(path, draw):
         check_output(file, _KINDS)

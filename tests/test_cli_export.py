@@ -247,6 +247,6 @@ def test_an_environment_that_is_not_there_is_left_out_of_the_metadata(make_polic
 
 def test_a_comparison_takes_onnxruntime(make_policy, monkeypatch, tmp_path):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(gorl.InputError, match="--check needs the package onnxruntime, which is not installed: pip"):
+    with pytest.raises(gorl.InputError, match="--check needs onnxruntime, which is not installed: pip"):
         export(make_policy(3, 2, plain=True), tmp_path / "policy.onnx", "latent", is_compared=True)
     assert not names(tmp_path)

@@ -29,7 +29,7 @@ def memory_for_seeds(num_seeds: int) -> float:
     """Bytes of memory of the devices that the seeds go on; infinite if unknown. A CPU's devices share one memory."""
     sharding = seed_sharding(num_seeds)
     devices = jax.device_put(0).devices() if sharding is None else sharding.device_set
-    limits = [(device.memory_stats() or {}).get("bytes_limit") for device in devices]
+    limits = [(device.memory_stats() or {}).get("bytes_limit", 0) for device in devices]
     return float(sum(limits)) if all(limits) else memory_of_machine()
 
 

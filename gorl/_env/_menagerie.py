@@ -9,7 +9,6 @@ import math
 import os
 import pathlib
 import struct
-from collections.abc import Callable
 from typing import Any
 
 import mujoco
@@ -23,11 +22,13 @@ _MARK = b"# a placeholder of gorl"
 _CORNERS = ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1))
 _FACES = ((0, 2, 1), (0, 1, 3), (0, 3, 2), (1, 2, 3))
 _PLACEHOLDER_SIZE = 0.02  # metres
+_MODEL: Any = mujoco.MjModel  # pyright: ignore[reportAttributeAccessIssue]
+_SPEC: Any = mujoco.MjSpec  # pyright: ignore[reportAttributeAccessIssue]
 _GEOM = mujoco.mjtObj.mjOBJ_GEOM  # pyright: ignore[reportAttributeAccessIssue]
 _ALWAYS_FROM_GEOMS = mujoco.mjtInertiaFromGeom.mjINERTIAFROMGEOM_TRUE  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def make_robot(name: str, task: Callable[..., Any], **options: Any) -> Any:
+def make_robot(name: str, task: Any, **options: Any) -> Any:
     """A task of Playground with a robot of Menagerie.
 
     **Arguments:**
@@ -47,7 +48,7 @@ def make_robot(name: str, task: Callable[..., Any], **options: Any) -> Any:
     menagerie = _Menagerie(mjx_env.MENAGERIE_PATH)
     compiler = _Compiler()
     try:
-        return made(task, {mjx_env.MENAGERIE_PATH: menagerie, mujoco.MjModel: compiler}, **options)
+        return made(task, {mjx_env.MENAGERIE_PATH: menagerie, _MODEL: compiler}, **options)
     except ValueError as error:  # MuJoCo's, for a file that is not there
         lacking = _few(compiler.needed) if compiler.needed else str(error).strip().splitlines()[0].rstrip(".")
         robots = " and ".join(dict.fromkeys(menagerie.robots))
@@ -102,7 +103,7 @@ class _Compiler:
 
     def from_xml_string(self, xml: str, assets: dict[str, bytes]) -> Any:
         include = {name: content for name, content in assets.items() if name.endswith(".xml")}
-        spec = mujoco.MjSpec.from_string(xml, include=include, assets=assets)  # without a look at the meshes
+        spec = _SPEC.from_string(xml, include=include, assets=assets)  # without a look at the meshes
         named = {name for pair in spec.pairs for name in (pair.geomname1, pair.geomname2)}
         named |= {sensor.objname for sensor in spec.sensors if sensor.objtype == _GEOM}
         named |= {sensor.refname for sensor in spec.sensors if sensor.reftype == _GEOM}
@@ -115,7 +116,7 @@ class _Compiler:
                 self.needed.append(name)
             else:
                 assets[name] = _tetrahedron(name, _PLACEHOLDER_SIZE / np.max(np.abs(mesh.scale)))
-        return mujoco.MjModel.from_xml_string(xml, assets)  # pyright: ignore[reportAttributeAccessIssue]
+        return _MODEL.from_xml_string(xml, assets)
 
 
 def _has_physics(spec: Any, geom: Any) -> bool:
