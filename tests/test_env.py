@@ -11,19 +11,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from mujoco_playground import dm_control_suite, registry
 from quick import quick_environment
 
 import gorl
 from gorl._env import load_environment
 from gorl._rollout import RolloutState, rollout
 
-PLAYGROUND = sorted(name for name in gorl.environments() if not name.startswith("brax/") and name != "MultiGoal")
 BRAX = sorted(name for name in gorl.environments() if name.startswith("brax/"))
 
 
 def raw_playground(name):
-    from mujoco_playground import dm_control_suite
-
     return dm_control_suite.load(name, config_overrides={"impl": "jax"})
 
 
@@ -38,11 +36,10 @@ def raw_brax(name, **options):
 # --- The catalogue. Names and sizes are written down in gorl, so they have to be held against the real ones. ---
 
 
-def test_playground_names_are_all_of_the_dm_control_suite():
-    from mujoco_playground import dm_control_suite
-
-    assert sorted(dm_control_suite.ALL_ENVS) == PLAYGROUND
-    assert len(PLAYGROUND) == 25
+def test_playground_names_are_all_of_its_suites():
+    names = [name for name in gorl.environments() if gorl.internal.family(name) == "Playground"]
+    assert sorted(names) == sorted(registry.ALL_ENVS)
+    assert len(names) == 25 + 19 + 10
 
 
 def test_brax_names_are_all_of_brax_but_its_test_dummy():
@@ -51,7 +48,7 @@ def test_brax_names_are_all_of_brax_but_its_test_dummy():
     assert sorted(f"brax/{name}" for name in envs._envs if name != "fast") == BRAX
 
 
-@pytest.mark.parametrize("name", PLAYGROUND)
+@pytest.mark.parametrize("name", dm_control_suite.ALL_ENVS)
 def test_playground_sizes(name):
     env = raw_playground(name)
     assert gorl.environments()[name] == (env.observation_size, env.action_size)

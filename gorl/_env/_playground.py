@@ -146,7 +146,7 @@ def is_task(env: Any) -> bool:
 
 
 def simulated(env: Any, implementation: str | None) -> Any:
-    """A user's task of Playground's class, which itself chooses between MJX in JAX and in Warp.
+    """A task of Playground's class, made with MJX in JAX or in Warp, simulated by an implementation.
 
     **Raises:**
 

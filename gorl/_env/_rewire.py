@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 
-def rewire(instance: Any, replacements: Mapping[Callable, Callable]) -> Any:
+def rewire(instance: Any, replacements: Mapping[Any, Any]) -> Any:
     """A copy of an object that calls the replacements. Its class is a subclass of the original one.
 
     Its methods are copied, and the functions that they call by a global name, if these are in modules that name one of
@@ -20,12 +20,15 @@ def rewire(instance: Any, replacements: Mapping[Callable, Callable]) -> Any:
 
     **Arguments:**
 
-    - `instance`: an object whose class is written in Python.
+    - `instance`: an object whose class is written in Python. If it has been rewired before, that still holds.
     - `replacements`: the replacement of each function.
     """
-    wiring = _Wiring(replacements)
+    cls, earlier = getattr(type(instance), "_rewired", (type(instance), {}))
+    wiring = _Wiring({**earlier, **replacements})
+    twin: Any = wiring.of_class(cls)
+    twin._rewired = (cls, {**earlier, **replacements})
     rewired = copy.copy(instance)
-    rewired.__class__ = wiring.of_class(type(instance))
+    rewired.__class__ = twin
     for name, value in vars(instance).items():
         # A task may keep one of its methods by another name. It has to be the copy's.
         if isinstance(value, types.MethodType) and value.__self__ is instance:
