@@ -1,13 +1,12 @@
 """What GoRL does on a GPU, in one command of under nine minutes.
 
-Environment steps per second of both physics under random actions; the time that seeds side by side save; and the time
-of each kind of step in the schedule of the paper's preset, which give the hours of the whole run. Results are left
+Environment steps per second of tasks and robots under random actions; the time that seeds side by side save; and the
+time of each kind of step in the schedule of the paper's preset, which give the hours of the whole run. Results are left
 after each measurement.
 """
 
 import collections
 import dataclasses
-import itertools
 import os
 import pathlib
 import statistics
@@ -31,6 +30,7 @@ from ._report import RESULTS, answer, benchmark, console, in_few_digits, machine
 
 COMPILING = "compile and evaluate"
 FIRST, DECODED, EVALUATION, REFINEMENT = "learn, first stage", "learn, through a decoder", "evaluate", "refine"
+PARTS = ("physics", "stage", "seeds")
 TINY: dict[str, Any] = {
     "env.episode_length": 20,
     **{f"learner.{name}": 8 for name in ("num_envs", "policy_width", "value_width")},
@@ -47,9 +47,7 @@ app = benchmark("gpu")
 class Plan:
     """What is measured: the physics of some tasks, several seeds, and the steps of a run's schedule."""
 
-    tasks: tuple[str, ...]
-    implementations: tuple[str, ...]
-    num_envs: int
+    physics: tuple[tuple[str, str, int], ...]  # tasks, implementations and numbers of environments
     num_steps: int
     seeds: tuple[int, ...]
     iterations: int  # of learning, for each number of seeds and in each stage
@@ -64,13 +62,15 @@ def full_plan(implementation: str | None) -> Plan:
     short = {"env.episode_length": 200, "evaluation_episodes": 16}
     seeds_config = gorl.replace(gorl.reschedule(gorl.preset("PointMass"), num_stages=1), short | physics)
     config = gorl.replace(gorl.preset("FingerSpin", "paper"), physics)
-    return Plan(("FingerSpin", "CheetahRun"), ("warp", "jax"), 2048, 100, (1, 2, 4, 8, 16), 10, seeds_config, config)
+    tasks = [(task, by, 2048) for task in ("FingerSpin", "CheetahRun") for by in ("warp", "jax")]
+    robots = [(robot, "warp", 8192) for robot in ("Go1JoystickFlatTerrain", "G1JoystickFlatTerrain")]  # as Playground
+    return Plan((*tasks, *robots), 100, (1, 4, 16), 10, seeds_config, config)
 
 
 def smoke_plan() -> Plan:
     """The same at sizes that only show that it runs, on any device."""
     config = gorl.replace(gorl.preset("MultiGoal", "paper"), TINY)
-    return Plan(("PointMass",), ("jax",), 16, 5, (1, 2), 3, gorl.reschedule(config, num_stages=1), config)
+    return Plan((("PointMass", "jax", 16),), 5, (1, 2), 3, gorl.reschedule(config, num_stages=1), config)
 
 
 class Report:
@@ -182,12 +182,13 @@ def add_step(report: Report, config: gorl.Config, kind: str, seconds: float) -> 
     return len(times[kind])
 
 
-def measure(report: Report, plan: Plan) -> None:
-    """Measures all parts. The seeds come last: if the time is up, the largest number of them is missing."""
-    for task, by in itertools.product(plan.tasks, plan.implementations):
-        report.attempt(f"the physics of {task} by {by}", physics, task, by, plan.num_envs, plan.num_steps)
-    report.attempt(f"the schedule of {plan.stage_config.env}", stage, plan.stage_config, plan.iterations)
-    for seeds in plan.seeds:
+def measure(report: Report, plan: Plan, parts: tuple[str, ...] = PARTS) -> None:
+    """Measures these parts. The seeds come last: if the time is up, the largest number of them is missing."""
+    for task, by, num_envs in plan.physics if "physics" in parts else ():
+        report.attempt(f"the physics of {task} by {by}", physics, task, by, num_envs, plan.num_steps)
+    if "stage" in parts:
+        report.attempt(f"the schedule of {plan.stage_config.env}", stage, plan.stage_config, plan.iterations)
+    for seeds in plan.seeds if "seeds" in parts else ():
         report.attempt(f"learning of {seeds} seeds", learning, plan.seeds_config, seeds, plan.iterations)
     report.content["finished"] = True
     report.save()
@@ -205,21 +206,24 @@ def main(
     smoke: Annotated[bool, typer.Option("--smoke", help="Only see that it runs: tiny sizes, on any device.")] = False,
     minutes: Annotated[float, typer.Option(min=0, help="How long the whole may take.")] = 8.5,
     implementation: Annotated[str | None, typer.Option(help="The physics in training: jax or warp.")] = None,
+    part: Annotated[str | None, typer.Option(help=f"Only one of {', '.join(PARTS)}.")] = None,
     out: Annotated[pathlib.Path | None, typer.Option(help="The directory of the results.")] = None,
 ) -> None:
     """Measures physics, seeds side by side and a stage of the paper's size on a GPU."""
+    if part not in (None, *PARTS):
+        raise gorl.internal.unknown_name("part", part, PARTS)
     plan = smoke_plan() if smoke else full_plan(implementation)
     if not smoke and jax.default_backend() != "gpu":
         raise gorl.InputError("JAX finds no GPU here: run this where there is one, or give --smoke.")
     out = out or (pathlib.Path(tempfile.mkdtemp(prefix="gorl-gpu-smoke-")) if smoke else RESULTS / "gpu")
     name = machine()["device"].replace(" ", "_").replace("/", "-")
     configs = {"seeds_config": plan.seeds_config.to_json(), "stage_config": plan.stage_config.to_json()}
-    report = Report(out / f"{name}.json", {"smoke": smoke, "minutes": minutes, **configs})
+    report = Report(out / f"{name}{f'_{part}' * bool(part)}.json", {"smoke": smoke, "minutes": minutes, **configs})
     watchdog = threading.Timer(60 * minutes, stop, (report,))
     watchdog.daemon = True
     watchdog.start()
     try:
-        measure(report, plan)
+        measure(report, plan, PARTS if part is None else (part,))
     finally:
         watchdog.cancel()
     if whole := report.content["projection"]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from ._config import Config
 from ._decoder import AbstractDecoderConfig, Diffusion, FlowMatching, Gaussian
-from ._env import EnvConfig, environments
+from ._env import EnvConfig, environments, is_robot
 from ._errors import unknown_name
 from ._hyperparameters import replace
 from ._learner import PPO, REPPO, SAC, AbstractClippedLearner, AbstractLearner
@@ -20,6 +20,7 @@ class _Rule:
     changes: dict[str, Any]
     task: str | None = None
     is_own: bool | None = None  # a task of the user's
+    is_robot: bool | None = None  # one of MuJoCo Playground's
     learner: type[AbstractLearner] | None = None
     methods: tuple[str, ...] | None = None
     staged: bool | None = None
@@ -29,6 +30,7 @@ class _Rule:
         return (
             (self.task is None or self.task == task)
             and (self.is_own is None or self.is_own == (task not in environments()))
+            and (self.is_robot is None or self.is_robot == is_robot(task))
             and (self.learner is None or isinstance(method.learner, self.learner))
             and (self.decoder is None or isinstance(method.decoder, self.decoder))
             and (self.methods is None or method.name in self.methods)
@@ -49,6 +51,27 @@ _PAPER = (
     _Rule({"learner.discount": 0.95}, task="FingerSpin", learner=AbstractClippedLearner),
     _Rule({"env.action_repeat": 4}, task="PendulumSwingup"),
     _Rule({"learner.num_epochs": 4}, task="PendulumSwingup", learner=AbstractClippedLearner),
+    # MuJoCo Playground's own values for PPO with Go1, but for the shape of the networks.
+    _Rule(
+        {
+            "env.staggered": True,
+            "learner.num_envs": 8192,
+            "learner.unroll_length": 20,
+            "learner.num_unrolls": 1,
+            "learner.num_epochs": 4,
+            "learner.policy_width": 256,
+            "learner.policy_depth": 3,
+            "learner.value_width": 256,
+            "learner.value_depth": 3,
+            "learner.learning_rate": 3e-4,
+            "learner.discount": 0.97,
+            "learner.reward_scale": 1.0,
+            "stage_steps": (100_000_000, 100_000_000),
+            "evaluation_interval": 20_000_000,
+        },
+        is_robot=True,
+        learner=AbstractClippedLearner,
+    ),
     # SAC learns from every step many times, and needs fewer of them.
     _Rule({"stage_steps": (2_000_000, 1_000_000, 1_000_000), "evaluation_interval": 100_000}, learner=SAC),
 )

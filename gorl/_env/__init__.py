@@ -60,6 +60,11 @@ def family(name: str) -> str:
     return "built in"
 
 
+def is_robot(name: str) -> bool:
+    """Whether an environment is one of MuJoCo Playground's robots."""
+    return name in _playground.ROBOTS
+
+
 def load_environment(config: EnvConfig) -> EpisodicEnv:
     """Loads the environment that `config` names and checks that it can be trained on.
 

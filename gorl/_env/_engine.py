@@ -27,9 +27,9 @@ from ._quiet import without_warnings
 
 # The state of a simulation in the order of MuJoCo's rows, by the names that MJX's data and MuJoCo's share. A step
 # changes what comes first, and what plugins remember.
-_CHANGING = ("time", "qpos", "qvel", "act", "history", "qacc_warmstart")
-_STATE = (
-    *_CHANGING,
+CHANGING = ("time", "qpos", "qvel", "act", "history", "qacc_warmstart")
+STATE = (
+    *CHANGING,
     "ctrl",
     "qfrc_applied",
     "xfrc_applied",
@@ -55,7 +55,7 @@ _BAD = [
 DERIVED = tuple(
     field.name
     for field in dataclasses.fields(cast(Any, mjx.Data))
-    if field.name not in (*_STATE, *_NOT_COMPUTED, "_impl")
+    if field.name not in (*STATE, *_NOT_COMPUTED, "_impl")
 )
 
 
@@ -82,7 +82,7 @@ class NotHandedBack(np.lib.mixins.NDArrayOperatorsMixin):
 def _not_handed_back(what: str) -> InputError:
     return InputError(
         f"MuJoCo's engine does not hand {what} back: it hands back what reset and step of a task read of "
-        f"{', '.join((*_STATE, *DERIVED))}. Read one of these, or set env.implementation to jax."
+        f"{', '.join((*STATE, *DERIVED))}. Read one of these, or set env.implementation to jax."
     )
 
 
@@ -101,15 +101,15 @@ class Engine:
     def __init__(self, model: Any, derived: Iterable[str]):
         derived = tuple(derived)
         self._default = default_data(model, derived)
-        shapes = {name: np.shape(getattr(self._default, name)) for name in (*_STATE, *derived)}
+        shapes = {name: np.shape(getattr(self._default, name)) for name in (*STATE, *derived)}
         integrated = mujoco.mjtState.mjSTATE_INTEGRATION  # pyright: ignore[reportAttributeAccessIssue]
         size = mujoco.mj_stateSize(model, integrated)  # pyright: ignore[reportAttributeAccessIssue]
-        if sum(math.prod(shapes[name]) for name in _STATE) != size:
+        if sum(math.prod(shapes[name]) for name in STATE) != size:
             raise InputError(
                 "this model keeps state that MJX's data has no place for, so MuJoCo's engine cannot take it up again: "
                 "leave plastic flexes out of it."
             )
-        self._changing = {name: shapes[name] for name in _CHANGING}
+        self._changing = {name: shapes[name] for name in CHANGING}
         self._outputs = {
             name: jax.ShapeDtypeStruct(shapes[name], jnp.float32)
             for name in ("plugin_state", *derived)
@@ -128,7 +128,7 @@ class Engine:
 
     def step(self, data: mjx.Data, num_steps: int) -> mjx.Data:
         """Takes physics steps. As in MJX, derived quantities belong to the state before the last step."""
-        row = jnp.concatenate([jnp.ravel(jnp.asarray(getattr(data, name), jnp.float32)) for name in _STATE])
+        row = jnp.concatenate([jnp.ravel(jnp.asarray(getattr(data, name), jnp.float32)) for name in STATE])
         changed, *results = _host.call(
             _TARGET,
             [row],

@@ -53,7 +53,12 @@ def import_mjx() -> None:
     Warp is refused without a CUDA device. A program that has imported either of them keeps both as they are, and Warp
     can be imported by itself afterwards.
     """
-    if "mujoco.mjx" in sys.modules or "warp" in sys.modules or _has_cuda():
+    if "mujoco.mjx" in sys.modules or "warp" in sys.modules:
+        return
+    if _has_cuda():
+        with contextlib.suppress(ImportError):
+            warp = importlib.import_module("warp")
+            warp.config.log_level = warp.LOG_WARNING  # it names each kernel that it compiles
         return
     sys.modules["warp"] = None  # pyright: ignore[reportArgumentType]
     try:

@@ -27,44 +27,49 @@ def simulated_by(env: MujocoEnv, implementation: str | None) -> MujocoEnv:
     `gorl.InputError` for an implementation that cannot simulate its model.
     """
     implementation = implementation_or_default(implementation)
-    if implementation == "mujoco":
-        return _by_engine(env, env.with_physics)
-    return env.with_physics(_MJX(env.mj_model, implementation))
+    if implementation == "jax":
+        return env.with_physics(_MJX(env.mj_model))
+    return _simulated(env, implementation, env.with_physics)
 
 
-def with_engine(env: Any) -> Any:
-    """A copy of a task that is simulated by MuJoCo's own engine.
+def simulated_instead(env: Any, implementation: str) -> Any:
+    """A copy of a task that is simulated by MuJoCo's own engine or by Warp.
 
     **Arguments:**
 
     - `env`: a task of MuJoCo Playground, or one written for its `MjxEnv` class.
+    - `implementation`: `"mujoco"` or `"warp"`.
 
     **Raises:**
 
-    `gorl.InputError` for a task that the engine cannot simulate.
+    `gorl.InputError` for a task that this implementation cannot simulate.
     """
-    return _by_engine(env, functools.partial(_rewired, env))
+    return _simulated(env, implementation, functools.partial(_rewired, env))
 
 
-def _by_engine(env: Any, by: Callable[[Physics], Any]) -> Any:
-    """A task that `by` gives for any physics, simulated by the engine."""
-    return by(Engine(env.mj_model, _derived_that_are_read(env.mj_model, env.action_size, by)))
+def _simulated(env: Any, implementation: str, by: Callable[[Physics], Any]) -> Any:
+    """A task that `by` gives for any physics, simulated by MuJoCo's own engine or by Warp."""
+    derived = _derived_that_are_read(env.mj_model, env.action_size, by)
+    if implementation == "mujoco":
+        return by(Engine(env.mj_model, derived))
+    from ._warp import Warp  # takes a package that is there only beside a CUDA device
+
+    return by(Warp(env.mj_model, derived, getattr(env, "_config", {}).get("njmax", 0)))
 
 
 class _MJX:
-    """MJX's own dynamics of a model, in JAX or in Warp."""
+    """MJX's own dynamics of a model, in JAX."""
 
-    def __init__(self, model: Any, implementation: str):
-        self._implementation = implementation
+    def __init__(self, model: Any):
         try:
-            self._model = mjx.put_model(model, impl=implementation)
+            self._model = mjx.put_model(model, impl="jax")
         except (NotImplementedError, ValueError) as error:
             raise InputError(
                 f"MJX cannot simulate this model ({error}): change the model, or set env.implementation to mujoco."
             ) from error
 
     def make_data(self) -> mjx.Data:
-        return mjx.make_data(self._model, impl=self._implementation)
+        return mjx.make_data(self._model, impl="jax")
 
     @usual_promotion()
     def forward(self, data: mjx.Data) -> mjx.Data:

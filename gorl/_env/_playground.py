@@ -13,7 +13,7 @@ from ._scene import Pose, Scene
 
 # Observation and action sizes, so that listing them neither imports MuJoCo nor traces every task. A test compares them
 # with the environments. Of an observation in parts it is the size of what the policy sees.
-TASKS: dict[str, tuple[int, int]] = {
+_SUITE: dict[str, tuple[int, int]] = {
     "AcrobotSwingup": (6, 1),
     "AcrobotSwingupSparse": (6, 1),
     "BallInCup": (8, 2),
@@ -39,6 +39,8 @@ TASKS: dict[str, tuple[int, int]] = {
     "WalkerRun": (24, 6),
     "WalkerStand": (24, 6),
     "WalkerWalk": (24, 6),
+}
+ROBOTS: dict[str, tuple[int, int]] = {
     "ApolloJoystickFlatTerrain": (112, 32),
     "BarkourJoystick": (465, 12),
     "BerkeleyHumanoidJoystickFlatTerrain": (52, 12),
@@ -69,6 +71,7 @@ TASKS: dict[str, tuple[int, int]] = {
     "PandaPickCubeOrientation": (66, 8),
     "PandaRobotiqPushCube": (48, 7),
 }
+TASKS = _SUITE | ROBOTS
 
 # The sizes of what only critics see.
 PRIVILEGED: dict[str, int] = {
@@ -106,11 +109,12 @@ def load(config: EnvConfig) -> Any:
         raise InputError(
             f"{config} is a task of MuJoCo Playground, which cannot be imported ({error}): pip install playground."
         ) from error
-    name, implementation = str(config), implementation_or_default(config.implementation)
+    name = str(config)
+    implementation_or_default(config.implementation)  # one that cannot be had is refused before anything is made
     suite = next(suite for suite in (dm_control_suite, locomotion, manipulation) if name in suite.ALL_ENVS)
     options = suite.get_default_config(name)
     if "impl" in options:
-        options.impl = "jax" if implementation == "mujoco" else implementation
+        options.impl = "jax"
     with without_warnings():
         if suite is dm_control_suite:
             task = suite.load(name, config=options)
@@ -150,18 +154,19 @@ def simulated(env: Any, implementation: str | None) -> Any:
 
     **Raises:**
 
-    `gorl.InputError` if the implementation is one that it has not been made with.
+    `gorl.InputError` for MJX in JAX if the task has been made with Warp, and for another implementation if it cannot
+    simulate the task.
     """
-    if implementation_or_default(implementation) == "mujoco":
-        from ._mujoco import with_engine
+    chosen, own = implementation_or_default(implementation), str(env.mjx_model.impl.value)
+    if chosen != "jax":
+        from ._mujoco import simulated_instead
 
         try:
-            return with_engine(env)
+            return simulated_instead(env, chosen)
         except InputError:
-            if implementation is None:  # then its own implementation simulates it, more slowly
+            if implementation is None and own == "jax":  # then this simulates it, more slowly
                 return env
             raise
-    own = str(env.mjx_model.impl.value)
     if implementation not in (None, own):
         raise InputError(
             f"{type(env).__name__} has been made with impl={own!r}, which env.implementation cannot change: leave it "

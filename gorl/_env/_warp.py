@@ -1,0 +1,130 @@
+"""MuJoCo Warp on a CUDA device, as a pure function of MJX's data.
+
+MJX's data for Warp holds arrays that all simulations share, such as the list of contacts, and its size is fixed before
+it is known how many simulations there will be. Such data cannot be chosen, stacked or indexed like a state. Here only
+the state and the quantities that a task reads are kept between two calls. The rest is made anew in each, for all
+simulations that are stepped together.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PyTree
+from mujoco import mjx
+from mujoco.mjx.third_party.mujoco_warp._src.types import OverflowType
+
+from .._errors import InputError
+from .._promotion import usual_promotion
+from ._engine import CHANGING, STATE, default_data
+
+
+class Warp:
+    """The dynamics of one model.
+
+    **Arguments:**
+
+    - `model`: MuJoCo's model.
+    - `derived`: the names of the derived quantities that are returned.
+    - `max_constraints`: the number of constraints that each simulation has place for at least; Warp's own estimate, if
+        that is more.
+
+    **Raises:**
+
+    `gorl.InputError` for a model that Warp cannot simulate.
+    """
+
+    def __init__(self, model: Any, derived: Iterable[str], max_constraints: int = 0):
+        derived = tuple(derived)
+        self._mj_model = model
+        self._default = default_data(model, derived)
+        try:
+            self._model = _without_messages(mjx.put_model(model, impl="warp"))
+            estimated = mjx.make_data(model, impl="warp")._impl
+        except (NotImplementedError, ValueError) as error:
+            raise InputError(
+                f"Warp cannot simulate this model ({error}): change the model, or set env.implementation to jax."
+            ) from error
+        self._contacts_of_one, self._max_constraints = estimated.naconmax, max(max_constraints, estimated.njmax)
+        self._outputs = {name: getattr(self._default, name) for name in (*CHANGING, "plugin_state", *derived)}
+
+    def make_data(self) -> mjx.Data:
+        """The model's default state, with nothing derived."""
+        return jax.tree.map(jnp.asarray, self._default)
+
+    def forward(self, data: mjx.Data) -> mjx.Data:
+        """Derives all quantities from the state."""
+        return self.step(data, 0)
+
+    def step(self, data: mjx.Data, num_steps: int) -> mjx.Data:
+        """Takes physics steps. Derived quantities belong to the state before the last step."""
+        state = {name: jnp.asarray(getattr(data, name)) for name in STATE}
+        after = jax.tree.map(lambda leaf: leaf[0], self._stepper(1, num_steps)(jax.tree.map(_stacked, state)))
+        return data.replace(**after)
+
+    def _stepper(self, num_simulations: int, num_steps: int) -> Any:
+        """A function from the states of a number of simulations to what follows them. Its `vmap` steps them all in one
+        call, so that it is known how many there are."""
+
+        @jax.custom_batching.custom_vmap
+        def step(states: PyTree[Array]) -> PyTree[Array]:
+            return self._step_together(states, num_simulations, num_steps)
+
+        @step.def_vmap
+        def step_more(axis_size: int, is_batched: Any, states: PyTree[Array]) -> tuple[PyTree[Array], PyTree[bool]]:
+            def flat(leaf: Array, batched: bool) -> Array:
+                leaf = leaf if batched else jnp.broadcast_to(leaf, (axis_size, *leaf.shape))
+                return leaf.reshape(axis_size * num_simulations, *leaf.shape[2:])
+
+            after = self._stepper(axis_size * num_simulations, num_steps)(jax.tree.map(flat, states, *is_batched))
+            split = jax.tree.map(lambda leaf: leaf.reshape(axis_size, num_simulations, *leaf.shape[1:]), after)
+            return split, jax.tree.map(lambda _: True, split)
+
+        return step
+
+    @usual_promotion()
+    def _step_together(self, states: PyTree[Array], num_simulations: int, num_steps: int) -> PyTree[Array]:
+        work_space = jax.tree.map(_constant, self._work_space(num_simulations))
+
+        def one(state: dict[str, Array]) -> dict[str, Array]:
+            data = work_space.replace(**jax.tree.map(_like, state, {name: getattr(work_space, name) for name in state}))
+            if num_steps == 0:
+                data = mjx.forward(self._model, data)
+            else:
+                data = jax.lax.scan(lambda data, _: (mjx.step(self._model, data), None), data, None, num_steps)[0]
+            return jax.tree.map(_like, {name: getattr(data, name) for name in self._outputs}, self._outputs)
+
+        return jax.vmap(one)(states)
+
+    def _work_space(self, num_simulations: int) -> mjx.Data:
+        """Warp's data for a number of simulations, which share the list of contacts."""
+        contacts = num_simulations * self._contacts_of_one
+        with jax.ensure_compile_time_eval():
+            data = mjx.make_data(self._mj_model, impl="warp", naconmax=contacts, njmax=self._max_constraints)
+            return jax.tree.map(np.asarray, data)
+
+
+def _without_messages(model: Any) -> Any:
+    """A model whose solver may end early. Many tasks want that, and Warp would print it in each step."""
+    options = model.opt._impl
+    silent = OverflowType.ITERATIONS | OverflowType.LS_ITERATIONS
+    options = options.replace(warn_overflow=options.warn_overflow & ~int(silent))
+    return model.replace(opt=model.opt.replace(_impl=options))
+
+
+def _stacked(leaf: Array) -> Array:
+    return leaf[None]
+
+
+def _like(leaf: Any, other: Any) -> Array:
+    """With the shape and the type of `other`."""
+    return jnp.asarray(leaf, other.dtype).reshape(other.shape)
+
+
+def _constant(leaf: np.ndarray) -> Array:
+    """An array of a program that does not hold it, if all of its entries are the same, as the list of contacts is."""
+    if leaf.size > 1 and np.all(leaf == leaf.flat[0]):
+        return jnp.full(leaf.shape, leaf.flat[0], leaf.dtype)
+    return jnp.asarray(leaf)
