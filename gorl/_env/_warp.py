@@ -6,6 +6,7 @@ the state and the quantities that a task reads are kept between two calls. The r
 simulations that are stepped together.
 """
 
+import threading
 from collections.abc import Iterable
 from typing import Any
 
@@ -19,6 +20,9 @@ from mujoco.mjx.third_party.mujoco_warp._src.types import OverflowType
 from .._errors import InputError
 from .._promotion import usual_promotion
 from ._engine import CHANGING, STATE, default_data
+
+# Warp counts the calls that are traced, and two threads could get the same number.
+_tracing = threading.RLock()
 
 
 class Warp:
@@ -96,7 +100,8 @@ class Warp:
                 data = jax.lax.scan(lambda data, _: (mjx.step(self._model, data), None), data, None, num_steps)[0]
             return jax.tree.map(_like, {name: getattr(data, name) for name in self._outputs}, self._outputs)
 
-        return jax.vmap(one)(states)
+        with _tracing:
+            return jax.vmap(one)(states)
 
     def _work_space(self, num_simulations: int) -> mjx.Data:
         """Warp's data for a number of simulations, which share the list of contacts."""
