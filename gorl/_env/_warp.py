@@ -21,6 +21,9 @@ from .._errors import InputError
 from .._promotion import usual_promotion
 from ._engine import CHANGING, STATE, default_data
 
+# Warp's marks of a simulation whose constraints or contacts did not all find a place.
+_SHORT = ("NEFC", "NJMAX_NNZ", "BROADPHASE", "NARROWPHASE", "CCD")
+_LEFT_OUT = sum(int(OverflowType[name]) for name in _SHORT)
 # Warp counts the calls that are traced, and two threads could get the same number.
 _tracing = threading.RLock()
 
@@ -32,8 +35,8 @@ class Warp:
 
     - `model`: MuJoCo's model.
     - `derived`: the names of the derived quantities that are returned.
-    - `max_constraints`: the number of constraints that each simulation has place for at least; Warp's own estimate, if
-        that is more.
+    - `max_constraints`: the number of constraints that a simulation usually has at most. There is place for twice as
+        many, and for Warp's own estimate at least.
 
     **Raises:**
 
@@ -45,13 +48,13 @@ class Warp:
         self._mj_model = model
         self._default = default_data(model, derived)
         try:
-            self._model = _without_messages(mjx.put_model(model, impl="warp"))
+            self._model = _silent(mjx.put_model(model, impl="warp"))
             estimated = mjx.make_data(model, impl="warp")._impl
         except (NotImplementedError, ValueError) as error:
             raise InputError(
                 f"Warp cannot simulate this model ({error}): change the model, or set env.implementation to jax."
             ) from error
-        self._contacts_of_one, self._max_constraints = estimated.naconmax, max(max_constraints, estimated.njmax)
+        self._contacts_of_one, self._max_constraints = estimated.naconmax, max(2 * max_constraints, estimated.njmax)
         self._outputs = {name: getattr(self._default, name) for name in (*CHANGING, "plugin_state", *derived)}
 
     def make_data(self) -> mjx.Data:
@@ -98,7 +101,10 @@ class Warp:
                 data = mjx.forward(self._model, data)
             else:
                 data = jax.lax.scan(lambda data, _: (mjx.step(self._model, data), None), data, None, num_steps)[0]
-            return jax.tree.map(_like, {name: getattr(data, name) for name in self._outputs}, self._outputs)
+            # What did not find a place was left out, which is another physics: NaN ends the episode.
+            is_short = jnp.any(data._impl.overflow & _LEFT_OUT != 0)
+            after = jax.tree.map(_like, {name: getattr(data, name) for name in self._outputs}, self._outputs)
+            return jax.tree.map(lambda leaf: jnp.where(is_short, jnp.nan, leaf), after)
 
         with _tracing:
             return jax.vmap(one)(states)
@@ -111,12 +117,9 @@ class Warp:
             return jax.tree.map(np.asarray, data)
 
 
-def _without_messages(model: Any) -> Any:
-    """A model whose solver may end early. Many tasks want that, and Warp would print it in each step."""
-    options = model.opt._impl
-    silent = OverflowType.ITERATIONS | OverflowType.LS_ITERATIONS
-    options = options.replace(warn_overflow=options.warn_overflow & ~int(silent))
-    return model.replace(opt=model.opt.replace(_impl=options))
+def _silent(model: Any) -> Any:
+    """A model of which Warp does not print, in each step, that a solver has ended early or that a list is full."""
+    return model.replace(opt=model.opt.replace(_impl=model.opt._impl.replace(warn_overflow=0)))
 
 
 def _stacked(leaf: Array) -> Array:
