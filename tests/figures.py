@@ -186,6 +186,57 @@ def speed_table():
     return lines + [f"| {what} | {figure} | {runs} | `{path}` |" for what, figure, runs, path in rows]
 
 
+def gpu_table():
+    """What one GPU does, and the raw file."""
+    path = "gpu/NVIDIA_H200.json"
+    content = raw(path)
+    rates = {(row["task"], row["implementation"]): row["steps_per_second"] for row in content["physics"]}
+    (four,) = [row for row in content["seeds"] if row["seeds"] == 4]
+    go1 = "robots/go1_ppo_seed0_h200.csv"
+    with (RESULTS / go1).open() as file:
+        curve = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+    seconds = curve[-1]["wall_seconds"] - curve[0]["wall_seconds"]
+    evaluated = raw("robots/go1_ppo_seed0_h200.json")["evaluated_on_a_cpu"]["rows"]
+    robots = ("Go1JoystickFlatTerrain", "G1JoystickFlatTerrain")
+    rows = [
+        (
+            "random actions, million environment steps a second, Warp: FingerSpin, CheetahRun, 2,048 environments",
+            ", ".join(f"{rates[task, 'warp'] / 1e6:.2f}" for task in ("FingerSpin", "CheetahRun")),
+            path,
+        ),
+        (
+            "the same over MJX in JAX: FingerSpin, CheetahRun",
+            ", ".join(f"{rates[task, 'warp'] / rates[task, 'jax']:.2f}" for task in ("FingerSpin", "CheetahRun")),
+            path,
+        ),
+        (
+            "random actions, million environment steps a second, Warp: Unitree's Go1, G1, 8,192 environments",
+            ", ".join(f"{rates[robot, 'warp'] / 1e6:.2f}" for robot in robots),
+            path,
+        ),
+        (
+            f"`--scale paper` on FingerSpin, {content['projection']['env_steps'] / 1e6:.0f}M steps: minutes, projected "
+            f"from {len(content['stage']) - 1} steps of its schedule, without compiling",
+            f"{content['projection']['hours'] * 60:.1f}",
+            path,
+        ),
+        ("4 seeds side by side over 4 times one seed, PointMass", f"{four['ratio_to_one_by_one']:.2f}", path),
+        (
+            f"`ppo` on Go1JoystickFlatTerrain, {curve[-1]['env_steps'] / 1e6:.0f}M steps, one seed: seconds after "
+            "compiling, evaluations included",
+            f"{seconds:.0f}",
+            go1,
+        ),
+        (
+            "its best policy, trained with Warp, on a CPU: return with MuJoCo's engine, with MJX in JAX",
+            ", ".join(f"{row['return_mean']:.1f}" for row in evaluated),
+            "robots/go1_ppo_seed0_h200.json",
+        ),
+    ]
+    lines = ["| measured | figure | raw file in `benchmarks/results/` |", "| --- | --: | --- |"]
+    return lines + [f"| {what} | {figure} | `{path}` |" for what, figure, path in rows]
+
+
 def solver_table():
     """The solvers that are worth a look, on PointMass."""
     chosen = {("Euler", 5), ("Euler", 10), ("Heun", 4), ("Midpoint", 2), ("Midpoint", 4)}
@@ -202,5 +253,5 @@ def solver_table():
 
 
 if __name__ == "__main__":
-    for table in (returns_table(), speed_table(), solver_table()):
+    for table in (returns_table(), speed_table(), gpu_table(), solver_table()):
         print("\n".join(table), end="\n\n")

@@ -108,4 +108,20 @@ def test_the_full_plan_is_of_the_papers_size():
     plan = gpu.full_plan("jax")
     assert plan.stage_config == gorl.replace(gorl.preset("FingerSpin", "paper"), {"env.implementation": "jax"})
     assert plan.seeds_config.num_stages == 1
-    assert plan.seeds == (1, 2, 4, 8, 16)
+    assert plan.seeds == (1, 4, 16)
+    assert ("Go1JoystickFlatTerrain", "warp", 8192) in plan.physics
+
+
+def test_one_part_is_measured_alone_and_leaves_a_file_of_its_own(tmp_path):
+    code, _, _ = answering.run(gpu.app, "--smoke", "--part", "physics", "--out", tmp_path)
+    assert code == 0
+    (path,) = tmp_path.glob("*_physics.json")
+    content = json.loads(path.read_text())
+    assert len(content["physics"]) == 1
+    assert content["seeds"] == content["stage"] == []
+
+
+def test_an_unknown_part_is_refused(tmp_path):
+    code, _, err = answering.run(gpu.app, "--smoke", "--part", "phisics", "--out", tmp_path)
+    assert code == 2
+    assert "physics" in err

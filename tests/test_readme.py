@@ -76,7 +76,8 @@ def test_the_returns_of_the_readme_are_those_of_the_raw_files():
 def test_the_speed_of_the_guide_is_that_of_the_raw_files():
     assert table(SPEED, "speed") == figures.speed_table()
     assert table(SPEED, "solvers") == figures.solver_table()
-    for line in figures.speed_table()[2:]:
+    assert table(SPEED, "gpu") == figures.gpu_table()
+    for line in figures.speed_table()[2:] + figures.gpu_table()[2:]:
         assert (figures.RESULTS / line.split("`")[-2]).is_file()
 
 
@@ -88,7 +89,7 @@ def test_the_speed_of_the_readme_is_part_of_that_of_the_guide():
 
 def test_the_figures_in_sentences_are_in_the_tables():
     """Figures with two decimals, as those of a ratio are."""
-    known = " ".join([*figures.speed_table(), *figures.solver_table()])
+    known = " ".join([*figures.speed_table(), *figures.gpu_table(), *figures.solver_table()])
     for path in (README, SPEED):
         prose = re.sub(r"^\|.*$", "", path.read_text(), flags=re.MULTILINE)
         for figure in re.findall(r"(?<![\d.])\d\.\d\d(?![\d.])", prose):

@@ -49,7 +49,7 @@ class Warp:
         self._default = default_data(model, derived)
         try:
             self._model = _silent(mjx.put_model(model, impl="warp"))
-            estimated = mjx.make_data(model, impl="warp")._impl
+            estimated: Any = mjx.make_data(model, impl="warp")._impl
         except (NotImplementedError, ValueError) as error:
             raise InputError(
                 f"Warp cannot simulate this model ({error}): change the model, or set env.implementation to jax."
