@@ -28,6 +28,7 @@ from ._episode import (
 from ._implementation import check_implementation
 from ._multigoal import MultiGoal as MultiGoal
 from ._parts import chosen_parts
+from ._randomization import Model as Model, Randomization, own_draw, parse_randomization
 from ._robot import MujocoEnv as MujocoEnv, MujocoState as MujocoState
 from ._scene import Pose as Pose, Scene as Scene
 from ._wrapped import check_bare
@@ -124,6 +125,8 @@ def check_options(config: EnvConfig) -> None:
             raise unknown_name("Brax backend", config.backend, _brax.BACKENDS)
     if config.commands is not None and name in environments():
         raise InputError(f"{config} declares no commands: leave env.commands out.")
+    if config.randomization is not None and (in_brax or name in _BUILT_IN):
+        raise InputError(f"env.randomization is for MuJoCo's tasks, and {config} is none: leave it out.")
     if config.implementation is not None:
         check_implementation(config.implementation)
         if in_brax or name in _BUILT_IN:
@@ -151,6 +154,7 @@ def _load(config: EnvConfig, platform: str) -> EpisodicEnv:
             check_bare(env, str(config))
             env = _simulated(env, config)
             sizes = _check(env, str(config))
+        randomized = _with_randomization(env, config)
     assert sizes is not None
     observation_size, action_size = sizes
     parts = chosen_parts(config, observation_size)
@@ -159,7 +163,7 @@ def _load(config: EnvConfig, platform: str) -> EpisodicEnv:
     training_length = min(config.training_length or episode_length, episode_length)
     origin = (*(getattr(config, field.name) for field in dataclasses.fields(config)), platform)
     return EpisodicEnv(
-        _Loaded(env, origin, rules),
+        _Loaded(env, randomized, origin, rules),
         parts.observation_size,
         action_size,
         episode_length,
@@ -195,6 +199,27 @@ def _simulated(env: Any, config: EnvConfig) -> Any:
     return env
 
 
+def _with_randomization(env: Any, config: EnvConfig) -> Any:
+    """An environment whose episodes differ as `config` says."""
+    own = [env.randomize] if isinstance(env, MujocoEnv) and type(env).randomize is not MujocoEnv.randomize else []
+    if config.randomization is None and not own:
+        return env
+    if not isinstance(env, MujocoEnv) and not _playground.is_task(env):
+        raise InputError(
+            "env.randomization is for tasks of MuJoCo Playground and for a gorl.MujocoEnv, and "
+            f"{config} is none: leave it out."
+        )
+    from ._mujoco import randomized
+
+    def playground() -> Any:
+        return own_draw(_playground.randomizer(str(config)))
+
+    randomization = parse_randomization(config.randomization or "", own, playground)
+    if randomization == Randomization(()):
+        return env
+    return randomized(env, config.implementation, randomization, config.policy_observation)
+
+
 def _without_mujoco(config: EnvConfig) -> InputError:
     return InputError(
         "env.implementation is for tasks of MuJoCo Playground and for environments of your own made like them, and "
@@ -204,15 +229,21 @@ def _without_mujoco(config: EnvConfig) -> InputError:
 
 class _Loaded:
     """An environment that compares and hashes by its origin. It can be static whatever it consists of, and compiled
-    code stays valid when it is loaded again."""
+    code stays valid when it is loaded again.
+
+    **Attributes:**
+
+    - `whole`: the environment, with its nominal model.
+    """
 
     def __init__(
         self,
         env: Any,
+        randomized: Any,
         origin: tuple[Hashable, ...],
         rules: Callable[[], contextlib.AbstractContextManager[None]],
     ):
-        self.whole = env
+        self.whole, self._played = env, randomized
         self._origin, self._rules = origin, rules
         # Traced once, for the start of an episode, which needs its types, and for its step: tracing takes seconds.
         self.step = jax.jit(self._step)
@@ -225,13 +256,13 @@ class _Loaded:
 
     def reset(self, key: Any) -> Any:
         with self._rules():
-            return self.whole.reset(key)
+            return self._played.reset(key)
 
     def _step(self, state: Any, action: Any) -> Any:
         # Some environments write into the dicts of the state that they are given, Brax's ant among them.
         state = jax.tree.map(lambda leaf: leaf, state)
         with self._rules():
-            return self.whole.step(state, action)
+            return self._played.step(state, action)
 
 
 def _made(name: str) -> Any:

@@ -80,6 +80,8 @@ class EnvConfig(eqx.Module):
         own engine on the cores of a CPU, or MJX in `"jax"` or in `"warp"`; `None` for Warp on a CUDA device, MuJoCo on
         a CPU and MJX in JAX elsewhere.
     - `commands`: fixed values for commands of a `gorl.MujocoEnv`, as `"forward=1.0 turn=0"`; `None` to draw them.
+    - `randomization`: what of a robot differs from episode to episode, as `"friction=0.5:1.25 mass=0.9:1.1"`; the guide
+        on robots lists the names. `None` for what the environment itself brings, `"nominal"` for nothing.
     """
 
     name: str | _Instance = eqx.field(static=True, converter=_hold)
@@ -92,6 +94,7 @@ class EnvConfig(eqx.Module):
     backend: str | None = eqx.field(static=True, default=None)
     implementation: str | None = eqx.field(static=True, default=None)
     commands: str | None = eqx.field(static=True, default=None)
+    randomization: str | None = eqx.field(static=True, default=None)
 
     def __str__(self) -> str:
         return self.name if isinstance(self.name, str) else type(self.name.value).__name__

@@ -10,13 +10,14 @@ import hashlib
 import json
 import math
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import mujoco
 import numpy as np
+from jaxtyping import Array
 from mujoco import mjx
 from mujoco.batch import Batch, SimulationError
 
@@ -96,10 +97,12 @@ class Engine:
 
     - `model`: MuJoCo's model. It is copied.
     - `derived`: the names of the derived quantities that are returned.
+    - `fields`: the names of the model's fields that differ from simulation to simulation (see `with_fields`).
     """
 
-    def __init__(self, model: Any, derived: Iterable[str]):
+    def __init__(self, model: Any, derived: Iterable[str], fields: Iterable[str] = ()):
         derived = tuple(derived)
+        self._names, self._fields = tuple(fields), ()
         self._default = default_data(model, derived)
         shapes = {name: np.shape(getattr(self._default, name)) for name in (*STATE, *derived)}
         integrated = mujoco.mjtState.mjSTATE_INTEGRATION  # pyright: ignore[reportAttributeAccessIssue]
@@ -116,7 +119,13 @@ class Engine:
             if np.prod(shapes[name]) > 0
         }
         self._ends = np.cumsum([math.prod(shape) for shape in self._changing.values()])
-        self._key = _simulator_of(model, int(self._ends[-1]), list(self._outputs))
+        self._key = _simulator_of(model, int(self._ends[-1]), list(self._outputs), list(self._names))
+
+    def with_fields(self, fields: Mapping[str, Array]) -> "Engine":
+        """The dynamics of a model with these values of the fields that differ."""
+        other = copy.copy(self)
+        other._fields = tuple(jnp.ravel(jnp.asarray(fields[name], jnp.float32)) for name in self._names)
+        return other
 
     def make_data(self) -> mjx.Data:
         """The model's default state, with nothing derived."""
@@ -131,7 +140,7 @@ class Engine:
         row = jnp.concatenate([jnp.ravel(jnp.asarray(getattr(data, name), jnp.float32)) for name in STATE])
         changed, *results = _host.call(
             _TARGET,
-            [row],
+            [row, jnp.concatenate(self._fields)] if self._fields else [row],
             [jax.ShapeDtypeStruct((int(self._ends[-1]),), jnp.float32), *self._outputs.values()],
             simulator=self._key,
             num_steps=num_steps,
@@ -145,12 +154,14 @@ class Engine:
 class _Simulator:
     """Steps any number of simulations of a model, in any number of threads."""
 
-    def __init__(self, model: Any, num_changing: int, outputs: list[str]):
-        self._model, self._num_changing, self._outputs = model, num_changing, outputs
+    def __init__(self, model: Any, num_changing: int, outputs: list[str], fields: list[str]):
+        self._model, self._num_changing, self._outputs, self._fields = model, num_changing, outputs, fields
         self._idle: dict[tuple[int, int], list[_Simulations]] = {}
         self._lock = threading.Lock()
 
-    def run(self, rows: np.ndarray, outputs: list[np.ndarray], num_steps: int, num_threads: int) -> None:
+    def run(
+        self, rows: np.ndarray, fields: np.ndarray | None, outputs: list[np.ndarray], num_steps: int, num_threads: int
+    ) -> None:
         """Steps every simulation from its own state; with no steps, only derives quantities from it."""
         num_simulations = math.prod(rows.shape[:-1])
         key = (num_simulations, min(num_threads, num_simulations))
@@ -158,9 +169,9 @@ class _Simulator:
             idle = self._idle.setdefault(key, [])
             simulations = idle.pop() if idle else None
         if simulations is None:
-            simulations = _Simulations(Batch(self._model, *key), self._num_changing, self._outputs)
+            simulations = _Simulations(Batch(self._model, *key), self._num_changing, self._outputs, self._fields)
         try:
-            simulations.run(rows, outputs, num_steps)
+            simulations.run(rows, fields, outputs, num_steps)
         finally:
             with self._lock:
                 idle.append(simulations)
@@ -175,13 +186,20 @@ class _Simulator:
 class _Simulations:
     """A batch and its arrays. Only one thread may use it at a time."""
 
-    def __init__(self, batch: Batch, num_changing: int, outputs: list[str]):
+    def __init__(self, batch: Batch, num_changing: int, outputs: list[str], fields: list[str]):
         self._batch = batch
+        self._fields = [batch.expand(name) for name in fields]
         self._outputs = [batch.state[:, :num_changing], *(batch.bind(name) for name in outputs)]
 
-    def run(self, rows: np.ndarray, outputs: list[np.ndarray], num_steps: int) -> None:
+    def run(self, rows: np.ndarray, fields: np.ndarray | None, outputs: list[np.ndarray], num_steps: int) -> None:
         rows = rows.reshape(self._batch.state.shape)
         self._batch.state[...] = rows
+        if fields is not None:
+            fields, begin = fields.reshape(len(rows), -1), 0
+            for view in self._fields:
+                size = math.prod(view.shape[1:])
+                view[...] = fields[:, begin : begin + size].reshape(view.shape)
+                begin += size
         failed = np.zeros(self._batch.nsim, bool)
         if not np.isfinite(rows.sum()):  # cheaper than a test of each number
             failed |= ~np.isfinite(rows).all(axis=1)
@@ -224,25 +242,31 @@ def _used(simulator: _Simulator) -> None:
         coldest.forget_idle()
 
 
-def _simulator_of(model: Any, num_changing: int, outputs: list[str]) -> int:
+def _simulator_of(model: Any, num_changing: int, outputs: list[str], fields: list[str]) -> int:
     """The key of a model's simulator in programs. It is the same in every process, as programs are cached."""
     model = copy.copy(model)
     # A simulation that blew up must not reset itself.
     model.opt.disableflags |= int(mujoco.mjtDisableBit.mjDSBL_AUTORESET)  # pyright: ignore[reportAttributeAccessIssue]
-    content = np.empty(mujoco.mj_sizeModel(model), np.uint8)  # pyright: ignore[reportAttributeAccessIssue]
-    mujoco.mj_saveModel(model, None, content)  # pyright: ignore[reportAttributeAccessIssue]
-    key = int.from_bytes(hashlib.sha256(json.dumps(outputs).encode() + content.tobytes()).digest()[:7], "little")
+    key = key_of(model, [outputs, fields] if fields else outputs)
     with _simulators_lock:
         if key not in _simulators:
-            _simulators[key] = _Simulator(model, num_changing, outputs)
+            _simulators[key] = _Simulator(model, num_changing, outputs, fields)
             if len(_simulators) == 1:
                 _host.register(_TARGET, _simulate)
     return key
 
 
+def key_of(model: Any, what: Any) -> int:
+    """A number for a model and for what is computed of it, the same in every process."""
+    content = np.empty(mujoco.mj_sizeModel(model), np.uint8)  # pyright: ignore[reportAttributeAccessIssue]
+    mujoco.mj_saveModel(model, None, content)  # pyright: ignore[reportAttributeAccessIssue]
+    return int.from_bytes(hashlib.sha256(json.dumps(what).encode() + content.tobytes()).digest()[:7], "little")
+
+
 def _simulate(attributes: dict[str, int], inputs: list[np.ndarray], outputs: list[np.ndarray]) -> None:
     simulator = _simulators[attributes["simulator"]]
-    simulator.run(inputs[0], outputs, attributes["num_steps"], attributes["num_threads"])
+    fields = inputs[1] if len(inputs) > 1 else None
+    simulator.run(inputs[0], fields, outputs, attributes["num_steps"], attributes["num_threads"])
 
 
 def default_data(model: Any, derived: Iterable[str]) -> mjx.Data:

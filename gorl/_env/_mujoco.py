@@ -2,7 +2,7 @@
 
 import copy
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -15,6 +15,8 @@ from .._errors import InputError
 from .._promotion import usual_promotion
 from ._engine import DERIVED, Engine, default_data
 from ._implementation import implementation_or_default
+from ._randomization import Randomization
+from ._randomized import Randomized
 from ._rewire import rewire
 from ._robot import MujocoEnv, Physics
 
@@ -26,10 +28,8 @@ def simulated_by(env: MujocoEnv, implementation: str | None) -> MujocoEnv:
 
     `gorl.InputError` for an implementation that cannot simulate its model.
     """
-    implementation = implementation_or_default(implementation)
-    if implementation == "jax":
-        return env.with_physics(_MJX(env.mj_model))
-    return _simulated(env, implementation, env.with_physics)
+    by = simulated_with(env)
+    return by(physics_of(env, implementation_or_default(implementation))(env.mj_model, ()))
 
 
 def simulated_instead(env: Any, implementation: str) -> Any:
@@ -44,17 +44,40 @@ def simulated_instead(env: Any, implementation: str) -> Any:
 
     `gorl.InputError` for a task that this implementation cannot simulate.
     """
-    return _simulated(env, implementation, functools.partial(_rewired, env))
+    return simulated_with(env)(physics_of(env, implementation)(env.mj_model, ()))
 
 
-def _simulated(env: Any, implementation: str, by: Callable[[Physics], Any]) -> Any:
-    """A task that `by` gives for any physics, simulated by MuJoCo's own engine or by Warp."""
-    derived = _derived_that_are_read(env.mj_model, env.action_size, by)
+def randomized(
+    env: Any, implementation: str | None, randomization: Randomization, policy_part: str | None
+) -> Randomized:
+    """A task whose episodes differ from each other.
+
+    **Arguments:**
+
+    - `env`: a `gorl.MujocoEnv`, or a task of MuJoCo Playground's class.
+    - `implementation`: what simulates it.
+    - `randomization`: what is drawn for an episode.
+    - `policy_part`: the part of the observation that the policy sees, if it is named.
+    """
+    physics = physics_of(env, implementation_or_default(implementation))
+    return Randomized(env, simulated_with(env), physics, randomization, policy_part)
+
+
+def simulated_with(env: Any) -> Callable[[Physics], Any]:
+    """A function that gives a task, simulated by any physics."""
+    return env.with_physics if isinstance(env, MujocoEnv) else functools.partial(_rewired, env)
+
+
+def physics_of(env: Any, implementation: str) -> Callable[[Any, tuple[str, ...]], Any]:
+    """A function from a model of a task, and the names of its fields that vary, to its dynamics."""
+    if implementation == "jax":
+        return lambda model, _: _MJX(model)
+    derived = _derived_that_are_read(env.mj_model, env.action_size, simulated_with(env))
     if implementation == "mujoco":
-        return by(Engine(env.mj_model, derived))
+        return lambda model, fields: Engine(model, derived, fields)
     from ._warp import Warp  # takes a package that is there only beside a CUDA device
 
-    return by(Warp(env.mj_model, derived, getattr(env, "_config", {}).get("njmax", 0)))
+    return lambda model, _: Warp(model, derived, getattr(env, "_config", {}).get("njmax", 0))
 
 
 class _MJX:
@@ -67,6 +90,13 @@ class _MJX:
             raise InputError(
                 f"MJX cannot simulate this model ({error}): change the model, or set env.implementation to mujoco."
             ) from error
+
+    def with_fields(self, fields: Mapping[str, Array]) -> "_MJX":
+        """The dynamics of a model with these values of some fields."""
+        other = copy.copy(self)
+        here = {name: value for name, value in fields.items() if hasattr(self._model, name.split(".")[0])}
+        other._model = self._model.tree_replace(here)
+        return other
 
     def make_data(self) -> mjx.Data:
         return mjx.make_data(self._model, impl="jax")

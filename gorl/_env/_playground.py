@@ -129,6 +129,21 @@ def _clip(arr: Any, min: Any = None, max: Any = None, *, a_max: Any = None) -> A
     return jnp.clip(arr, min, max if a_max is None else a_max)
 
 
+def randomizer(name: str) -> Any:
+    """MuJoCo Playground's own randomiser of a task.
+
+    **Raises:**
+
+    `gorl.InputError` if it has none.
+    """
+    from mujoco_playground import locomotion, manipulation
+
+    for suite in (locomotion, manipulation):
+        if name in suite.ALL_ENVS and (found := suite.get_domain_randomizer(name)) is not None:
+            return found
+    raise InputError(f"MuJoCo Playground does not randomise {name}: leave playground out of env.randomization.")
+
+
 def episode_length(env: Any) -> int | None:
     """The time limit that the config of a task of Playground's class gives; `None` without one."""
     return env._config.get("episode_length") if is_task(env) else None

@@ -19,6 +19,7 @@ from .._tree import all_finite
 from .._types import RandomKey
 from ._command import Command, parse_commands
 from ._implementation import import_mjx
+from ._randomization import Model
 
 
 @runtime_checkable
@@ -228,6 +229,22 @@ class MujocoEnv(abc.ABC):
             lambda part: jnp.where(broken, 0.0, part), (self._observation(data), reward, metrics)
         )
         return MujocoState(data, obs, reward, broken | terminates, metrics, command_key)
+
+    def randomize(self, model: Model, key: RandomKey) -> dict[str, Array]:
+        """Draws fields of the model for an episode; none, unless a task has a method of its own.
+
+        **Arguments:**
+
+        - `model`: its fields are those of MuJoCo's model: `model.geom_friction`. What `env.randomization` draws comes
+            later.
+        - `key`: decides what is drawn.
+
+        **Returns:**
+
+        The fields that differ from the model's, by name. Constants that follow from them need not be given.
+        """
+        del model, key
+        return {}
 
     @property
     def physics(self) -> Physics:

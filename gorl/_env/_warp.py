@@ -6,8 +6,9 @@ the state and the quantities that a task reads are kept between two calls. The r
 simulations that are stepped together.
 """
 
+import copy
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -55,7 +56,14 @@ class Warp:
                 f"Warp cannot simulate this model ({error}): change the model, or set env.implementation to jax."
             ) from error
         self._contacts_of_one, self._max_constraints = estimated.naconmax, max(2 * max_constraints, estimated.njmax)
+        self._fields: dict[str, Array] = {}
         self._outputs = {name: getattr(self._default, name) for name in (*CHANGING, "plugin_state", *derived)}
+
+    def with_fields(self, fields: Mapping[str, Array]) -> "Warp":
+        """The dynamics of a model with these values of some fields."""
+        other = copy.copy(self)
+        other._fields = {name: value for name, value in fields.items() if hasattr(self._model, name.split(".")[0])}
+        return other
 
     def make_data(self) -> mjx.Data:
         """The model's default state, with nothing derived."""
@@ -68,7 +76,8 @@ class Warp:
     def step(self, data: mjx.Data, num_steps: int) -> mjx.Data:
         """Takes physics steps. Derived quantities belong to the state before the last step."""
         state = {name: jnp.asarray(getattr(data, name)) for name in STATE}
-        after = jax.tree.map(lambda leaf: leaf[0], self._stepper(1, num_steps)(jax.tree.map(_stacked, state)))
+        stacked = jax.tree.map(_stacked, (state, self._fields))
+        after = jax.tree.map(lambda leaf: leaf[0], self._stepper(1, num_steps)(stacked))
         return data.replace(**after)
 
     def _stepper(self, num_simulations: int, num_steps: int) -> Any:
@@ -95,12 +104,14 @@ class Warp:
     def _step_together(self, states: PyTree[Array], num_simulations: int, num_steps: int) -> PyTree[Array]:
         work_space = jax.tree.map(_constant, self._work_space(num_simulations))
 
-        def one(state: dict[str, Array]) -> dict[str, Array]:
+        def one(inputs: tuple[dict[str, Array], dict[str, Array]]) -> dict[str, Array]:
+            state, fields = inputs
+            model = self._model.tree_replace(fields)
             data = work_space.replace(**jax.tree.map(_like, state, {name: getattr(work_space, name) for name in state}))
             if num_steps == 0:
-                data = mjx.forward(self._model, data)
+                data = mjx.forward(model, data)
             else:
-                data = jax.lax.scan(lambda data, _: (mjx.step(self._model, data), None), data, None, num_steps)[0]
+                data = jax.lax.scan(lambda data, _: (mjx.step(model, data), None), data, None, num_steps)[0]
             # What did not find a place was left out, which is another physics: NaN ends the episode.
             is_short = jnp.any(data._impl.overflow & _LEFT_OUT != 0)
             after = jax.tree.map(_like, {name: getattr(data, name) for name in self._outputs}, self._outputs)
