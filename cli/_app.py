@@ -236,14 +236,28 @@ def eval_(
     key: EpisodeKey = 0,
     json: Annotated[bool, typer.Option("--json", help="Print a JSON object with every return.")] = False,
     command: Commands = None,
+    randomize: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help='Randomise the physics: "friction=0.5:1.25 mass=0.9:1.1", or nominal.'),
+    ] = None,
+    vary: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME=LOW:HIGH:COUNT", help="A table over values of one randomisation: friction=0.3:1.2:7."
+        ),
+    ] = None,
 ) -> None:
     """Print the returns of the best policies in fresh episodes, and how certain they are."""
-    from ._evaluate import evaluate
+    from ._evaluate import evaluate, evaluate_over
     from ._run import Run
 
     opened = Run.open(run)
+    env = opened.changed_env(command, randomize)
     options = {"episodes": episodes, "stochastic": stochastic, "seed": seed, "key": key, "as_json": json}
-    evaluate(opened, env=opened.commanded_env(command), **options)
+    if vary is None:
+        evaluate(opened, env=env, **options)
+    else:
+        evaluate_over(vary, opened, env=env, **options)
 
 
 @app.command()
@@ -268,7 +282,7 @@ def render(
     opened = Run.open(run)
     choose_gl()  # before the policy of an unfinished run is loaded, which imports MuJoCo
     render_film(
-        opened.commanded_env(command),
+        opened.changed_env(command),
         opened.policy(seed),
         key,
         out,

@@ -33,13 +33,8 @@ def evaluate(
     - `key`: decides the episodes. All policies play from the same start states.
     - `as_json`: print a JSON object instead of a table.
     """
-    if episodes < 1:
-        raise gorl.InputError(f"--episodes must be at least 1, not {episodes}.")
-    seeds = list(run.seed_numbers) if seed is None else [seed]
-    indices = np.array([run.index(number) for number in seeds])
-    chosen = jax.tree.map(lambda leaf: leaf[indices], run.policies())
-    played = _returns(env, chosen, jax.random.key(key), episodes, stochastic)
-    returns, terms = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), played)
+    seeds, chosen = _chosen(run, episodes, seed)
+    returns, terms = _played(env, chosen, key, episodes, stochastic)
     # The mean over seeds varies from seed to seed. More episodes of one policy say nothing about that.
     overall = returns.mean(axis=1) if len(seeds) > 1 else returns[0]
     if as_json:
@@ -47,6 +42,77 @@ def evaluate(
     else:
         _show(run, seeds, returns, overall, stochastic)
         _show_terms(seeds, terms)
+
+
+def evaluate_over(
+    vary: str,
+    run: Run,
+    *,
+    env: gorl.EnvConfig,
+    episodes: int,
+    stochastic: bool,
+    seed: int | None,
+    key: int,
+    as_json: bool,
+) -> None:
+    """Prints the returns over values of one randomisation: `"friction=0.3:1.2:7"`. Else as `evaluate`.
+
+    The other fields of the model are nominal, unless `env` randomises them.
+    """
+    name, values = _grid(vary)
+    seeds, chosen = _chosen(run, episodes, seed)
+    base = env.randomization or "nominal"
+    envs = [gorl.replace(env, {"randomization": f"{base} {name}={value:g}"}) for value in values]
+    for changed in envs:  # all of them are refused before one is played
+        gorl.load_environment(changed)
+    returns = np.array([_played(changed, chosen, key, episodes, stochastic)[0] for changed in envs])
+    means = returns.mean(axis=2)
+    overall = [of_value.mean(axis=1) if len(seeds) > 1 else of_value[0] for of_value in returns]
+    if as_json:
+        rows = [
+            {
+                name: float(value),
+                **_interval(of_all),
+                "seeds": dict(zip(map(str, seeds), map(float, of_seeds), strict=True)),
+            }
+            for value, of_all, of_seeds in zip(values, overall, means, strict=True)
+        ]
+        print(to_json({"env": str(env), "method": run.method, "episodes_per_seed": episodes, "rows": rows}), end="")
+        return
+    title = f"{run.method} on {run.config.env}: mean return of {episodes} episodes for each seed and value"
+    interval = gorl.internal.interval(np.array(overall[0])).name
+    table = new_table(name, "mean", interval, *(f"seed {number}" for number in seeds), title=title)
+    for value, of_all, of_seeds in zip(values, overall, means, strict=True):
+        found = gorl.internal.interval(of_all)
+        table.add_row(f"{value:g}", f"{found.mean:.1f}", found.ends, *(f"{mean:.1f}" for mean in of_seeds))
+    plain_console().print(table)
+
+
+def _grid(text: str) -> tuple[str, np.ndarray]:
+    """The name and the values of `NAME=LOW:HIGH:COUNT`."""
+    name, _, numbers = text.partition("=")
+    try:
+        low, high, count = numbers.split(":")
+        return name, np.linspace(float(low), float(high), int(count))
+    except ValueError:
+        raise gorl.InputError(f"--vary {text} is no grid: write it as friction=0.3:1.2:7.") from None
+
+
+def _chosen(run: Run, episodes: int, seed: int | None) -> tuple[list[int], gorl.Policy]:
+    """The numbers of the seeds that play, and their policies."""
+    if episodes < 1:
+        raise gorl.InputError(f"--episodes must be at least 1, not {episodes}.")
+    seeds = list(run.seed_numbers) if seed is None else [seed]
+    indices = np.array([run.index(number) for number in seeds])
+    return seeds, jax.tree.map(lambda leaf: leaf[indices], run.policies())
+
+
+def _played(
+    env: gorl.EnvConfig, policies: gorl.Policy, key: int, episodes: int, stochastic: bool
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """The returns of every seed and episode, and the terms of the environment."""
+    played = _returns(env, policies, jax.random.key(key), episodes, stochastic)
+    return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), played)
 
 
 @eqx.filter_jit

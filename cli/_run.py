@@ -210,11 +210,14 @@ class Run:
         say(f"this run is not finished: these are the best policies of its latest stage, {done:.0%} of the way")
         return gorl.finish(self.config, state).policy
 
-    def commanded_env(self, commands: Sequence[str] | None) -> gorl.EnvConfig:
-        """The environment of the run, with some of its commands fixed."""
-        if not commands:
-            return self.config.env
-        return gorl.replace(self.config.env, {"commands": " ".join(commands)})
+    def changed_env(self, commands: Sequence[str] | None, randomization: str | None = None) -> gorl.EnvConfig:
+        """The environment of the run, with some of its commands fixed, and another randomisation."""
+        changes: dict[str, Any] = {}
+        if commands:
+            changes["commands"] = " ".join(commands)
+        if randomization is not None:
+            changes["randomization"] = randomization
+        return gorl.replace(self.config.env, changes) if changes else self.config.env
 
     def policy(self, seed: int | None) -> gorl.Policy:
         """The best policy of one seed. Without a seed it takes the best one, or the first, and says which."""

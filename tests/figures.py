@@ -14,7 +14,7 @@ import gorl
 
 RESULTS = pathlib.Path(__file__).parent.parent / "benchmarks/results"
 METHODS = ("gorl-flow", "gorl-diffusion", "gorl-sac", "ppo", "fpo", "fpo++", "dppo", "sac", "gorl-reppo", "reppo")
-TASKS = ("PointMass", "ReacherEasy", "CheetahRun", "WalkerWalk")
+TASKS = ("PointMass", "ReacherEasy", "CheetahRun", "WalkerWalk", "FingerSpin")
 
 
 def raw(path):

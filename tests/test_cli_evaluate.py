@@ -105,6 +105,6 @@ def test_a_command_that_the_task_does_not_declare(command, finished_run, argumen
 
 
 def test_commands_are_fixed_in_the_environment_alone(finished_run):
-    env = finished_run.commanded_env(["forward=1.0", "turn=0"])
+    env = finished_run.changed_env(["forward=1.0", "turn=0"])
     assert env.commands == "forward=1.0 turn=0"
-    assert gorl.replace(env, {"commands": None}) == finished_run.config.env == finished_run.commanded_env(None)
+    assert gorl.replace(env, {"commands": None}) == finished_run.config.env == finished_run.changed_env(None)
