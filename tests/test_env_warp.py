@@ -71,8 +71,32 @@ short._max_constraints = 1  # the ball on the floor takes four
 low = jnp.array([0.0, -0.12])
 lost = jax.jit(lambda z: short.step(short.make_data().replace(qpos=low.at[1].set(z)), 1).qpos)
 short_of = jax.vmap(lost)(jnp.array([-0.12, 1.0]))
+
+# The masses differ from simulation to simulation, and with them what a force does.
+masses = jnp.array([1.0, 2.0, 5.0])
+physics = env.env.whole.physics
+push = physics.make_data().replace(qpos=jnp.array([0.0, 0.5]), ctrl=jnp.array([1.0, 1.0]))
+
+
+def velocity(mass):
+    fields = {"body_mass": jnp.array([0.0, mass]), "body_inertia": jnp.array([[0.0] * 3, [0.004 * mass] * 3])}
+    return physics.with_fields(fields).step(push, 2).qvel
+
+
+random = np.asarray(jax.jit(jax.vmap(velocity))(masses))
+edited = []
+for mass in masses:
+    model.body_mass[1], model.body_inertia[1] = mass, 0.004 * mass
+    data = mujoco.MjData(model)
+    mujoco.mj_setConst(model, data)
+    data.qpos, data.ctrl = push.qpos, push.ctrl
+    mujoco.mj_step(model, data, 2)
+    edited.append(data.qvel.copy())
+
 json.dump(
     {
+        "of_masses": float(np.abs(random - edited).max()),
+        "masses_matter": float(np.ptp(random[:, 0])),
         "difference": float(np.abs(seen - expected).max()),
         "touches": float(np.mean(seen[..., 1] < -0.09)),
         "short": np.isnan(np.asarray(short_of)).all(axis=1).tolist(),
@@ -93,6 +117,11 @@ def found():
 def test_each_step_is_mujocos_under_vmap_of_vmap_with_restarts(found):
     assert found["difference"] < 1e-4
     assert 0.1 < found["touches"] < 0.9  # with the floor and without
+
+
+def test_fields_of_the_model_differ_from_simulation_to_simulation(found):
+    assert found["of_masses"] < 1e-5
+    assert found["masses_matter"] > 1e-3
 
 
 def test_a_simulation_whose_constraints_have_no_place_becomes_nan_and_the_others_do_not(found):

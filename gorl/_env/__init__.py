@@ -28,7 +28,7 @@ from ._episode import (
 from ._implementation import check_implementation
 from ._multigoal import MultiGoal as MultiGoal
 from ._parts import chosen_parts
-from ._randomization import Model as Model, Randomization, own_draw, parse_randomization
+from ._randomization import Randomization, own_draw, parse_randomization
 from ._robot import MujocoEnv as MujocoEnv, MujocoState as MujocoState
 from ._scene import Pose as Pose, Scene as Scene
 from ._wrapped import check_bare

@@ -94,7 +94,9 @@ class _MJX:
     def with_fields(self, fields: Mapping[str, Array]) -> "_MJX":
         """The dynamics of a model with these values of some fields."""
         other = copy.copy(self)
-        here = {name: value for name, value in fields.items() if hasattr(self._model, name.split(".")[0])}
+        here: dict[str, Any] = {
+            name: value for name, value in fields.items() if hasattr(self._model, name.split(".")[0])
+        }
         other._model = self._model.tree_replace(here)
         return other
 
