@@ -8,6 +8,7 @@ import pytest
 import scipy.stats
 
 import gorl
+from gorl_cli._run import Run
 
 
 def expected(run, seed, episodes, key=0, stochastic=False):
@@ -108,3 +109,44 @@ def test_commands_are_fixed_in_the_environment_alone(finished_run):
     env = finished_run.changed_env(["forward=1.0", "turn=0"])
     assert env.commands == "forward=1.0 turn=0"
     assert gorl.replace(env, {"commands": None}) == finished_run.config.env == finished_run.changed_env(None)
+
+
+@pytest.fixture(scope="module")
+def robot_run(finished_run, make_policy, tmp_path_factory):
+    """A run of one seed on CartpoleBalance, whose policy is random."""
+    env = gorl.EnvConfig("CartpoleBalance", episode_length=40)
+    config = gorl.replace(finished_run.config, {"env": env})
+    run = Run(tmp_path_factory.mktemp("robot") / "run", config, "gorl-flow", 0, 1, 30.0)
+    run.directory.mkdir()
+    run.create()
+    gorl.save_policy(run.policies_file, jax.tree.map(lambda leaf: leaf[None], make_policy(5, 1)), config)
+    return run
+
+
+def test_a_table_over_values_of_one_randomization(command, robot_run):
+    code, output, _ = command("eval", robot_run.directory, "--episodes", 12, "--vary", "gains=0:1:2", "--json")
+    assert code == 0
+    without, nominal = json.loads(output)["rows"]
+    assert (without["gains"], nominal["gains"]) == (0.0, 1.0)
+    _, output, _ = command("eval", robot_run.directory, "--episodes", 12, "--json")
+    assert nominal["mean"] == json.loads(output)["seeds"]["0"]["mean"] == nominal["seeds"]["0"]
+    assert without["mean"] != nominal["mean"]
+    _, output, _ = command("eval", robot_run.directory, "--episodes", 12, "--randomize", "gains=0", "--json")
+    assert json.loads(output)["overall"]["mean"] == without["mean"]
+    _, output, _ = command("eval", robot_run.directory, "--episodes", 12, "--vary", "gains=0:1:2")
+    assert f"{without['mean']:.1f}" in output
+    assert f"{nominal['mean']:.1f}" in output
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--vary", "gains=0:1"], "--vary gains=0:1 is no grid: write it as friction=0.3:1.2:7"),
+        (["--vary", "gians=0:1:2"], "no randomization is called 'gians': did you mean 'gains'"),
+        (["--randomize", "gains=2:1"], "the range of gains=2:1 is upside down"),
+    ],
+)
+def test_a_randomization_that_cannot_be_is_one_sentence(command, robot_run, options, sentence):
+    code, output, error = command("eval", robot_run.directory, *options)
+    assert (code, output) == (2, "")
+    assert sentence in " ".join(error.split())
