@@ -121,6 +121,8 @@ def engine_seconds(config: gorl.EnvConfig, env: gorl.EpisodicEnv, num_envs: int,
         batch.bind(name)[...] = np.asarray(getattr(states.data, name))
     controls = batch.bind("ctrl")
     random = np.random.default_rng(0).uniform(-1, 1, (num_steps, *controls.shape))
+    if hasattr(task, "_default_pose"):  # a robot, whose actions move the targets of its joints from a pose
+        random = np.asarray(task._default_pose) + task._config.action_scale * random
     began = time.perf_counter()
     for of_step in random:
         controls[...] = of_step

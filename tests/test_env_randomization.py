@@ -257,6 +257,38 @@ def test_bad_input_is_one_sentence(text, sentence):
         load(text)
 
 
+class Box(Walker):
+    """A single body that moves freely, whose mass matrix MuJoCo compiles as a diagonal."""
+
+    def __init__(self):
+        body = '<body name="box"><freejoint/><geom type="box" size=".1 .1 .1"/></body>'
+        gorl.MujocoEnv.__init__(self, f"<mujoco><worldbody>{body}</worldbody></mujoco>", control_timestep=0.01)
+
+    def start(self, data, key):
+        return data.replace(qvel=jax.random.normal(key, (6,)))
+
+    action_size = 1
+
+    def control(self, data, action):
+        return data
+
+
+def test_a_body_with_a_diagonal_mass_matrix_may_be_heavier_but_not_lopsided():
+    env = load("mass=3", Box(), implementation="mujoco")
+    episode = env.start(jax.random.key(0))
+    model = Box().mj_model
+    model.body_mass[1], model.body_inertia[1] = 3 * model.body_mass[1], 3 * model.body_inertia[1]
+    data = mujoco.MjData(model)
+    mujoco.mj_setConst(model, data)
+    data.qvel[:] = episode.state.data.qvel
+    for _ in range(10):
+        episode, _ = env.step(episode, jnp.zeros(1))
+        mujoco.mj_step(model, data, 5)
+    np.testing.assert_allclose(episode.state.data.qvel, data.qvel, rtol=1e-4, atol=1e-5)
+    with pytest.raises(gorl.InputError, match="the centre of mass of the body 'box' cannot vary"):
+        load("center_of_mass=-0.1:0.1", Box())
+
+
 def test_what_cannot_be_randomised_says_so():
     with pytest.raises(gorl.InputError, match=r"env\.randomization is for MuJoCo's tasks, and MultiGoal is none"):
         load_environment(gorl.EnvConfig("MultiGoal", randomization="friction=0.5:1"))

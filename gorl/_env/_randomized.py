@@ -80,7 +80,9 @@ class Randomized:
     ):
         self._task, self._by, self._randomization, self._part = task, by, randomization, policy_part
         self._mj_model = task.mj_model
-        drawn = tuple(jax.eval_shape(lambda key: randomization.fields(self._mj_model, key), jax.random.key(0)))
+        fields = randomization.fields(self._mj_model, jax.random.key(0))
+        _check_centres(self._mj_model, fields)
+        drawn = tuple(fields)
         derives = set(drawn) & set(mujoco.MjModel._setconst_inputs)  # pyright: ignore[reportAttributeAccessIssue]
         if derives:
             self._mj_model = _general(self._mj_model)
@@ -139,12 +141,23 @@ class Randomized:
 
 
 def _general(mj_model: Any) -> Any:
-    """A copy of a model without the marks of special cases, which another mass or another centre could break: bodies
-    whose frame is that of their inertia, and bodies whose inertia is diagonal."""
+    """A copy of a model without the marks of frames that coincide, which another centre of mass makes differ."""
     model = copy.copy(mj_model)
-    for name in ("body_sameframe", "geom_sameframe", "site_sameframe", "body_simple", "dof_simplenum"):
+    for name in ("body_sameframe", "geom_sameframe", "site_sameframe"):
         getattr(model, name)[:] = 0
     return model
+
+
+def _check_centres(mj_model: Any, fields: Fields) -> None:
+    """Refuses another centre of mass of a body whose mass matrix MuJoCo has compiled as a diagonal."""
+    is_diagonal = (mj_model.body_simple > 0) & (mj_model.body_dofnum > 0)
+    for name in {"body_ipos", "body_iquat"} & set(fields):
+        moved = np.any(np.abs(fields[name] - nominal(mj_model, name)) > 1e-6, axis=1)
+        for body in np.flatnonzero(moved & is_diagonal):
+            raise InputError(
+                f"the centre of mass of the body {mj_model.body(body).name!r} cannot vary, as MuJoCo has compiled its "
+                "mass matrix as a diagonal: give the body an inertial with a small pos in the MJCF, or leave it out."
+            )
 
 
 class _Constants:
