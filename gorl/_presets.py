@@ -51,7 +51,8 @@ _PAPER = (
     _Rule({"learner.discount": 0.95}, task="FingerSpin", learner=AbstractClippedLearner),
     _Rule({"env.action_repeat": 4}, task="PendulumSwingup"),
     _Rule({"learner.num_epochs": 4}, task="PendulumSwingup", learner=AbstractClippedLearner),
-    # MuJoCo Playground's own values for PPO with Go1, but for the shape of the networks.
+    # MuJoCo Playground's own values for PPO with Go1, but for the shape of the networks and for the clip, which is
+    # Brax's default of 0.3 there. With these, one seed walks after 100M steps.
     _Rule(
         {
             "env.staggered": True,

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from mujoco import mjx
 from mujoco_playground import locomotion
+from mujoco_playground._src import mjx_env
 
 import gorl
 from gorl._env import load_environment
@@ -287,6 +288,15 @@ def test_a_body_with_a_diagonal_mass_matrix_may_be_heavier_but_not_lopsided():
     np.testing.assert_allclose(episode.state.data.qvel, data.qvel, rtol=1e-4, atol=1e-5)
     with pytest.raises(gorl.InputError, match="the centre of mass of the body 'box' cannot vary"):
         load("center_of_mass=-0.1:0.1", Box())
+
+
+@pytest.mark.skipif(mjx_env.MENAGERIE_PATH.exists(), reason="Playground has downloaded Menagerie here")
+def test_a_randomiser_of_playground_that_lacks_files_says_so(capsys):
+    with pytest.raises(gorl.InputError, match=r"randomiser of LeapCubeReorient reads files that this machine lacks"):
+        load_environment(gorl.EnvConfig("LeapCubeReorient", randomization="playground"))
+    with pytest.raises(gorl.InputError, match="MuJoCo Playground does not randomise H1JoystickGaitTracking"):
+        load_environment(gorl.EnvConfig("H1JoystickGaitTracking", randomization="playground"))
+    assert capsys.readouterr().out == ""
 
 
 def test_what_cannot_be_randomised_says_so():

@@ -1,5 +1,7 @@
 """The tasks of MuJoCo Playground."""
 
+import contextlib
+import io
 import sys
 from typing import Any
 
@@ -138,10 +140,25 @@ def randomizer(name: str) -> Any:
     """
     from mujoco_playground import locomotion, manipulation
 
+    found = None
     for suite in (locomotion, manipulation):
-        if name in suite.ALL_ENVS and (found := suite.get_domain_randomizer(name)) is not None:
-            return found
-    raise InputError(f"MuJoCo Playground does not randomise {name}: leave playground out of env.randomization.")
+        if name in suite.ALL_ENVS:
+            with contextlib.redirect_stdout(io.StringIO()):  # it prints that there is none
+                found = suite.get_domain_randomizer(name)
+    if found is None:
+        raise InputError(f"MuJoCo Playground does not randomise {name}: leave playground out of env.randomization.")
+
+    def randomize(model: Any, rng: Any) -> Any:
+        try:
+            return found(model, rng)
+        except ValueError as error:  # MuJoCo's: some load their robot once more
+            reason = str(error).strip().splitlines()[0]
+            raise InputError(
+                f"MuJoCo Playground's randomiser of {name} reads files that this machine lacks ({reason}): leave "
+                "playground out of env.randomization."
+            ) from error
+
+    return randomize
 
 
 def episode_length(env: Any) -> int | None:
