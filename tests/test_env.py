@@ -252,6 +252,19 @@ def test_a_simulation_that_blows_up_does_not_reach_the_learner(counting, make_po
     assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(experience))
 
 
+def test_a_robot_that_does_not_look_ends_its_episode_too():
+    """Go1's task asks only whether the robot has fallen, and NaN has not."""
+    episodes = load_environment(gorl.EnvConfig("Go1JoystickFlatTerrain"))
+    start = episodes.start(jax.random.key(0))
+    broken = dataclasses.replace(start, state=start.state.tree_replace({"data.qpos": start.state.data.qpos * jnp.nan}))
+    for episode, expected in ((start, False), (broken, True)):
+        _, outcome = episodes.step(episode, jnp.zeros(12))
+        assert bool(outcome.terminated) == expected
+        assert np.isfinite(outcome.reward)
+    raw = episodes.env.whole.step(broken.state, jnp.zeros(12))
+    assert not bool(raw.done)  # so that nobody but us has seen it
+
+
 # --- Rollouts: restarts, and what is recorded. ---
 
 

@@ -11,6 +11,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from .._errors import InputError
+from .._tree import all_finite
 from .._types import RandomKey
 
 
@@ -114,8 +115,10 @@ class EpisodicEnv(eqx.Module):
         ) -> tuple[tuple[PyTree, Array], tuple[Array, dict[str, Array]]]:
             state, terminated = carry
             after = self.env.step(state, action)
+            # Half of Playground's robots do not look whether their simulation blew up.
+            done = jnp.asarray(after.done, bool) | _is_broken(after)
             # The reward of `reset` may be an integer where that of `step` is not.
-            done, earned = jnp.asarray(after.done, bool), (jnp.asarray(after.reward, jnp.float32), _terms(after))
+            earned = (jnp.asarray(after.reward, jnp.float32), _terms(after))
             after = jax.tree.map(lambda old, new: jax.lax.convert_element_type(new, old.dtype), state, after)
             if self.action_repeat > 1:  # an episode may terminate while an action is held
                 after = optax.tree.where(terminated, state, after)
@@ -155,6 +158,14 @@ class EpisodicEnv(eqx.Module):
         shapes = jax.eval_shape(self.start, jax.random.key(0))
         zeros = jax.tree.map(lambda leaf: jnp.zeros((num_envs, *leaf.shape), leaf.dtype), shapes)
         return dataclasses.replace(zeros, done=~zeros.done)
+
+
+def _is_broken(state: PyTree) -> Bool[Array, ""]:
+    """Whether a state has MuJoCo's data, and its positions or velocities are not finite."""
+    data = getattr(state, "data", None)
+    if not hasattr(data, "qpos") or not hasattr(data, "qvel"):
+        return jnp.zeros((), bool)
+    return ~all_finite((data.qpos, data.qvel))
 
 
 def _terms(state: PyTree) -> dict[str, Array]:
