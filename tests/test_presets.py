@@ -1,6 +1,7 @@
 import json
 
 import pytest
+from mujoco_playground.config import locomotion_params
 
 import gorl
 
@@ -217,6 +218,7 @@ def test_the_paper_scale_is_the_papers(task, method):
             "policy_observation": None,
             "critic_observation": None,
             "commands": None,
+            "randomization": None,
         },
         "refinement": REFINEMENT,
         "evaluation_episodes": 128,
@@ -244,6 +246,23 @@ def test_what_single_tasks_change_at_the_paper_scale(method):
     assert gorl.preset("BallInCup", "paper", method).learner.discount == 0.95
     pendulum = gorl.preset("PendulumSwingup", "paper", method)
     assert (pendulum.env.action_repeat, pendulum.learner.num_epochs) == (4, 4)
+
+
+def test_robots_have_playgrounds_values_at_the_paper_scale():
+    """Of its `locomotion_params`, but for the clip and the shape of the networks."""
+    theirs = locomotion_params.brax_ppo_config("Go1JoystickFlatTerrain")
+    config = gorl.preset("Go1JoystickFlatTerrain", "paper", "ppo")
+    learner = config.learner
+    assert learner.num_envs == theirs.num_envs
+    assert learner.unroll_length * learner.num_unrolls == theirs.unroll_length
+    assert learner.num_minibatches == theirs.num_minibatches == theirs.num_envs // theirs.batch_size
+    assert learner.num_epochs == theirs.num_updates_per_batch
+    assert float(learner.learning_rate) == pytest.approx(theirs.learning_rate)
+    assert float(learner.entropy_coefficient) == pytest.approx(theirs.entropy_cost)
+    assert float(learner.discount) == pytest.approx(theirs.discounting)
+    assert float(learner.reward_scale) == pytest.approx(theirs.reward_scaling)
+    assert float(learner.max_gradient_norm) == pytest.approx(theirs.max_grad_norm)
+    assert sum(config.stage_steps) == theirs.num_timesteps
 
 
 @pytest.mark.parametrize("method", ["gorl-sac", "sac"])

@@ -162,7 +162,7 @@ class EpisodicEnv(eqx.Module):
 
 def _is_broken(state: PyTree) -> Bool[Array, ""]:
     """Whether a state has MuJoCo's data, and its positions or velocities are not finite."""
-    data = getattr(state, "data", None)
+    data: Any = getattr(state, "data", None)
     if not hasattr(data, "qpos") or not hasattr(data, "qvel"):
         return jnp.zeros((), bool)
     return ~all_finite((data.qpos, data.qvel))
