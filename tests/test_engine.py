@@ -186,11 +186,11 @@ def test_simulations_of_many_models_are_not_all_kept():
         )
         model = mujoco.MjModel.from_xml_string(f"{text}</mujoco>")
         size = mujoco.mj_stateSize(model, mujoco.mjtState.mjSTATE_INTEGRATION)
-        return _Simulator(model, 1, []), np.zeros((4, size), np.float32)
+        return _Simulator(model, 1, [], []), np.zeros((4, size), np.float32)
 
     def times(simulator, rows):
         after = np.zeros((4, 1), np.float32)
-        simulator.run(rows, [after], 2, 1)
+        simulator.run(rows, None, [after], 2, 1)
         return after.tolist()
 
     simulators = [falls(-index) for index in range(20)]
