@@ -35,8 +35,7 @@ def evaluate(
     """
     seeds, chosen = _chosen(run, episodes, seed)
     returns, terms = _played(env, chosen, key, episodes, stochastic)
-    # The mean over seeds varies from seed to seed. More episodes of one policy say nothing about that.
-    overall = returns.mean(axis=1) if len(seeds) > 1 else returns[0]
+    overall = _overall(returns)
     if as_json:
         print(_as_json(run, seeds, returns, overall, terms, stochastic, key), end="")
     else:
@@ -67,7 +66,7 @@ def evaluate_over(
         gorl.load_environment(changed)
     returns = np.array([_played(changed, chosen, key, episodes, stochastic)[0] for changed in envs])
     means = returns.mean(axis=2)
-    overall = [of_value.mean(axis=1) if len(seeds) > 1 else of_value[0] for of_value in returns]
+    overall = [_overall(of_value) for of_value in returns]
     if as_json:
         rows = [
             {
@@ -86,6 +85,12 @@ def evaluate_over(
         found = gorl.internal.interval(of_all)
         table.add_row(f"{value:g}", f"{found.mean:.1f}", found.ends, *(f"{mean:.1f}" for mean in of_seeds))
     plain_console().print(table)
+
+
+def _overall(returns: np.ndarray) -> np.ndarray:
+    """What the interval of all is taken over: the means of the seeds, or the episodes of a single one."""
+    # The mean over seeds varies from seed to seed. More episodes of one policy say nothing about that.
+    return returns.mean(axis=1) if len(returns) > 1 else returns[0]
 
 
 def _grid(text: str) -> tuple[str, np.ndarray]:

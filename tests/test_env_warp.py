@@ -1,4 +1,4 @@
-"""MuJoCo Warp, which also runs without a CUDA device, if slowly: what it computes, under vmap, restarts and threads."""
+"""MuJoCo Warp, which also runs without a CUDA device, if slowly: what it computes, under vmap and restarts."""
 
 import json
 import subprocess

@@ -154,10 +154,10 @@ def _load(config: EnvConfig, platform: str) -> EpisodicEnv:
             check_bare(env, str(config))
             env = _simulated(env, config)
             sizes = _check(env, str(config))
-        randomized = _with_randomization(env, config)
-    assert sizes is not None
-    observation_size, action_size = sizes
-    parts = chosen_parts(config, observation_size)
+        assert sizes is not None
+        observation_size, action_size = sizes
+        parts = chosen_parts(config, observation_size)
+        randomized = _with_randomization(env, config, parts.policy)
     own_length = getattr(env, "episode_length", None) or _playground.episode_length(env) or 1000
     episode_length = config.episode_length or int(own_length)
     training_length = min(config.training_length or episode_length, episode_length)
@@ -199,7 +199,7 @@ def _simulated(env: Any, config: EnvConfig) -> Any:
     return env
 
 
-def _with_randomization(env: Any, config: EnvConfig) -> Any:
+def _with_randomization(env: Any, config: EnvConfig, policy_part: str | None) -> Any:
     """An environment whose episodes differ as `config` says."""
     own = [env.randomize] if isinstance(env, MujocoEnv) and type(env).randomize is not MujocoEnv.randomize else []
     if config.randomization is None and not own:
@@ -217,7 +217,7 @@ def _with_randomization(env: Any, config: EnvConfig) -> Any:
     randomization = parse_randomization(config.randomization or "", own, playground)
     if randomization == Randomization(()):
         return env
-    return randomized(env, config.implementation, randomization, config.policy_observation)
+    return randomized(env, config.implementation, randomization, policy_part)
 
 
 def _without_mujoco(config: EnvConfig) -> InputError:

@@ -4,6 +4,7 @@ Many simulations of one model are stepped side by side by the threads of `mujoco
 two calls: each writes the whole state of every simulation, and reads the state and the derived quantities that follow.
 """
 
+import abc
 import copy
 import dataclasses
 import hashlib
@@ -90,7 +91,25 @@ def _not_handed_back(what: str) -> InputError:
 jax.tree_util.register_pytree_node(NotHandedBack, lambda node: ((), node._name), lambda name, _: NotHandedBack(name))
 
 
-class Engine:
+class AbstractLeanPhysics(abc.ABC):
+    """The dynamics of one model, whose data holds the state and only those derived quantities that a task reads."""
+
+    _default: mjx.Data
+
+    def make_data(self) -> mjx.Data:
+        """The model's default state, with nothing derived."""
+        return jax.tree.map(jnp.asarray, self._default)
+
+    def forward(self, data: mjx.Data) -> mjx.Data:
+        """Derives all quantities from the state."""
+        return self.step(data, 0)
+
+    @abc.abstractmethod
+    def step(self, data: mjx.Data, num_steps: int) -> mjx.Data:
+        """Takes physics steps. As in MJX, derived quantities belong to the state before the last step."""
+
+
+class Engine(AbstractLeanPhysics):
     """The dynamics of one model.
 
     **Arguments:**
@@ -127,16 +146,7 @@ class Engine:
         other._fields = tuple(jnp.ravel(jnp.asarray(fields[name], jnp.float32)) for name in self._names)
         return other
 
-    def make_data(self) -> mjx.Data:
-        """The model's default state, with nothing derived."""
-        return jax.tree.map(jnp.asarray, self._default)
-
-    def forward(self, data: mjx.Data) -> mjx.Data:
-        """Derives all quantities from the state."""
-        return self.step(data, 0)
-
     def step(self, data: mjx.Data, num_steps: int) -> mjx.Data:
-        """Takes physics steps. As in MJX, derived quantities belong to the state before the last step."""
         row = jnp.concatenate([jnp.ravel(jnp.asarray(getattr(data, name), jnp.float32)) for name in STATE])
         changed, *results = _host.call(
             _TARGET,
@@ -195,11 +205,7 @@ class _Simulations:
         rows = rows.reshape(self._batch.state.shape)
         self._batch.state[...] = rows
         if fields is not None:
-            fields, begin = fields.reshape(len(rows), -1), 0
-            for view in self._fields:
-                size = math.prod(view.shape[1:])
-                view[...] = fields[:, begin : begin + size].reshape(view.shape)
-                begin += size
+            write_fields(self._fields, fields)
         failed = np.zeros(self._batch.nsim, bool)
         if not np.isfinite(rows.sum()):  # cheaper than a test of each number
             failed |= ~np.isfinite(rows).all(axis=1)
@@ -247,13 +253,22 @@ def _simulator_of(model: Any, num_changing: int, outputs: list[str], fields: lis
     model = copy.copy(model)
     # A simulation that blew up must not reset itself.
     model.opt.disableflags |= int(mujoco.mjtDisableBit.mjDSBL_AUTORESET)  # pyright: ignore[reportAttributeAccessIssue]
-    key = key_of(model, [outputs, fields] if fields else outputs)
+    key = key_of(model, [outputs, fields])
     with _simulators_lock:
         if key not in _simulators:
             _simulators[key] = _Simulator(model, num_changing, outputs, fields)
             if len(_simulators) == 1:
                 _host.register(_TARGET, _simulate)
     return key
+
+
+def write_fields(views: list[np.ndarray], rows: np.ndarray) -> None:
+    """Writes fields of the model, one after the other in the row of each simulation, into their arrays in a batch."""
+    rows, begin = rows.reshape(-1, rows.shape[-1]), 0
+    for view in views:
+        size = math.prod(view.shape[1:])
+        view[...] = rows[:, begin : begin + size].reshape(view.shape)
+        begin += size
 
 
 def key_of(model: Any, what: Any) -> int:

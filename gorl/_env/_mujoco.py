@@ -15,36 +15,26 @@ from .._errors import InputError
 from .._promotion import usual_promotion
 from ._engine import DERIVED, Engine, default_data
 from ._implementation import implementation_or_default
-from ._randomization import Randomization
+from ._randomization import Randomization, held_by
 from ._randomized import Randomized
 from ._rewire import rewire
 from ._robot import MujocoEnv, Physics
 
 
-def simulated_by(env: MujocoEnv, implementation: str | None) -> MujocoEnv:
-    """A user's task, simulated by an implementation.
-
-    **Raises:**
-
-    `gorl.InputError` for an implementation that cannot simulate its model.
-    """
-    by = simulated_with(env)
-    return by(physics_of(env, implementation_or_default(implementation))(env.mj_model, ()))
-
-
-def simulated_instead(env: Any, implementation: str) -> Any:
-    """A copy of a task that is simulated by MuJoCo's own engine or by Warp.
+def simulated_by(env: Any, implementation: str | None) -> Any:
+    """A copy of a task that is simulated by an implementation.
 
     **Arguments:**
 
-    - `env`: a task of MuJoCo Playground, or one written for its `MjxEnv` class.
-    - `implementation`: `"mujoco"` or `"warp"`.
+    - `env`: a `gorl.MujocoEnv`, a task of MuJoCo Playground, or one written for its `MjxEnv` class.
+    - `implementation`: what simulates it; `None` for the fastest one on the available devices.
 
     **Raises:**
 
     `gorl.InputError` for a task that this implementation cannot simulate.
     """
-    return simulated_with(env)(physics_of(env, implementation)(env.mj_model, ()))
+    physics = physics_of(env, implementation_or_default(implementation))
+    return simulated_with(env)(physics(env.mj_model, ()))
 
 
 def randomized(
@@ -57,7 +47,7 @@ def randomized(
     - `env`: a `gorl.MujocoEnv`, or a task of MuJoCo Playground's class.
     - `implementation`: what simulates it.
     - `randomization`: what is drawn for an episode.
-    - `policy_part`: the part of the observation that the policy sees, if it is named.
+    - `policy_part`: the part of the observation that the policy sees; `None` for the whole observation.
     """
     physics = physics_of(env, implementation_or_default(implementation))
     return Randomized(env, simulated_with(env), physics, randomization, policy_part)
@@ -94,10 +84,7 @@ class _MJX:
     def with_fields(self, fields: Mapping[str, Array]) -> "_MJX":
         """The dynamics of a model with these values of some fields."""
         other = copy.copy(self)
-        here: dict[str, Any] = {
-            name: value for name, value in fields.items() if hasattr(self._model, name.split(".")[0])
-        }
-        other._model = self._model.tree_replace(here)
+        other._model = self._model.tree_replace(held_by(self._model, fields))
         return other
 
     def make_data(self) -> mjx.Data:

@@ -191,10 +191,10 @@ def simulated(env: Any, implementation: str | None) -> Any:
     """
     chosen, own = implementation_or_default(implementation), str(env.mjx_model.impl.value)
     if chosen != "jax":
-        from ._mujoco import simulated_instead
+        from ._mujoco import simulated_by
 
         try:
-            return simulated_instead(env, chosen)
+            return simulated_by(env, chosen)
         except InputError:
             if implementation is None and own == "jax":  # then this simulates it, more slowly
                 return env

@@ -3,7 +3,7 @@
 import dataclasses
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -50,10 +50,21 @@ def nominal(mj_model: Any, name: str) -> np.ndarray:
     return np.asarray(getattr(mj_model.opt, name[4:]) if name.startswith("opt.") else getattr(mj_model, name))
 
 
+def held_by(mjx_model: Any, fields: Mapping[str, Array]) -> dict[str, Any]:
+    """The fields that MJX's model has as well. It lacks some of the constants that MuJoCo's own engine reads."""
+    return {name: value for name, value in fields.items() if hasattr(mjx_model, name.split(".")[0])}
+
+
+def free_joint(mj_model: Any) -> int | None:
+    """The first joint by which a body moves freely; `None` without one."""
+    free = np.flatnonzero(mj_model.jnt_type == 0)  # mjJNT_FREE
+    return int(free[0]) if free.size else None
+
+
 def root_body(mj_model: Any) -> int:
     """The body that moves freely; the first one without such a body."""
-    free = np.flatnonzero(mj_model.jnt_type == 0)  # mjJNT_FREE
-    return int(mj_model.jnt_bodyid[free[0]]) if free.size else 1
+    joint = free_joint(mj_model)
+    return 1 if joint is None else int(mj_model.jnt_bodyid[joint])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,8 +177,7 @@ class Randomization:
 
     def pushed(self, velocity: Array, dt: float, key: RandomKey) -> Array:
         """A horizontal velocity after a control step in which a push may have come: one in five seconds."""
-        if self.push is None:
-            return velocity
+        assert self.push is not None
         whether, angle, size = jax.random.split(key, 3)
         angle = jax.random.uniform(angle, maxval=2 * math.pi)
         push = self.push.uniform(size) * jnp.stack([jnp.cos(angle), jnp.sin(angle)])

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,9 +17,9 @@ from mujoco.batch import Batch
 from .. import _host
 from .._errors import InputError
 from .._types import RandomKey
-from ._engine import key_of
+from ._engine import key_of, write_fields
 from ._quiet import without_warnings
-from ._randomization import Fields, Randomization, nominal
+from ._randomization import Fields, Randomization, free_joint, nominal
 from ._robot import Physics
 
 # What MuJoCo derives from other fields when it compiles a model, of what its step reads.
@@ -27,7 +28,6 @@ _CONSTANTS = (
     *("tendon_length0", "tendon_invweight0", "actuator_acc0"),
 )
 _TARGET = "gorl_constants"
-_FREE = int(mujoco.mjtJoint.mjJNT_FREE)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class RandomizedState(eqx.Module):
@@ -67,7 +67,7 @@ class Randomized:
     - `by`: gives the task, simulated by any physics.
     - `physics`: gives the physics of a model, of which the fields of these names vary.
     - `randomization`: what is drawn for an episode.
-    - `policy_part`: the part of the observation that the sensors give; `None` for `"state"`, or the only one.
+    - `policy_part`: the part of the observation that the policy sees; `None` for the whole observation.
     """
 
     def __init__(
@@ -88,8 +88,8 @@ class Randomized:
             self._mj_model = _general(self._mj_model)
         self._constants = _Constants(self._mj_model, drawn) if derives else None
         self._physics = physics(self._mj_model, (*drawn, *(self._constants.names if self._constants else ())))
-        self._free = int(np.argmax(self._mj_model.jnt_type == _FREE))
-        if randomization.push is not None and not np.any(self._mj_model.jnt_type == _FREE):
+        self._free = free_joint(self._mj_model)
+        if randomization.push is not None and self._free is None:
             raise InputError("nothing of this model moves freely, so that it cannot be pushed: leave push out.")
 
     def reset(self, key: RandomKey) -> RandomizedState:
@@ -132,11 +132,9 @@ class Randomized:
             return state
         noise_key, key = jax.random.split(jax.random.wrap_key_data(state.key))
         obs = state.obs
-        if isinstance(obs, dict):
-            part = self._part or (next(iter(obs)) if len(obs) == 1 else "state")
-            obs = obs | {part: obs[part] + state.noise * jax.random.normal(noise_key, obs[part].shape)}
-        else:
-            obs = obs + state.noise * jax.random.normal(noise_key, obs.shape)
+        sensed = obs if self._part is None else obs[self._part]
+        sensed = sensed + state.noise * jax.random.normal(noise_key, sensed.shape)
+        obs = sensed if self._part is None else obs | {self._part: sensed}
         return dataclasses.replace(state, obs=obs, key=jax.random.key_data(key))
 
 
@@ -186,14 +184,8 @@ class _Constants:
 
     def run(self, rows: np.ndarray, outputs: list[np.ndarray]) -> None:
         """Computes them for every row."""
-        rows = rows.reshape(-1, rows.shape[-1])
-        batch = Batch(self._model, len(rows), 1)
-        begin = 0
-        for name in self._fields:
-            view = batch.expand(name)
-            size = int(np.prod(view.shape[1:]))
-            view[...] = rows[:, begin : begin + size].reshape(view.shape)
-            begin += size
+        batch = Batch(self._model, math.prod(rows.shape[:-1]), 1)
+        write_fields([batch.expand(name) for name in self._fields], rows)
         with without_warnings():
             batch.set_const()
         for name, output in zip(self.names, outputs, strict=True):

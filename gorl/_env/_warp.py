@@ -20,7 +20,8 @@ from mujoco.mjx.third_party.mujoco_warp._src.types import OverflowType
 
 from .._errors import InputError
 from .._promotion import usual_promotion
-from ._engine import CHANGING, STATE, default_data
+from ._engine import CHANGING, STATE, AbstractLeanPhysics, default_data
+from ._randomization import held_by
 
 # Warp's marks of a simulation whose constraints or contacts did not all find a place.
 _SHORT = ("NEFC", "NJMAX_NNZ", "BROADPHASE", "NARROWPHASE", "CCD")
@@ -29,7 +30,7 @@ _LEFT_OUT = sum(int(OverflowType[name]) for name in _SHORT)
 _tracing = threading.RLock()
 
 
-class Warp:
+class Warp(AbstractLeanPhysics):
     """The dynamics of one model.
 
     **Arguments:**
@@ -62,19 +63,10 @@ class Warp:
     def with_fields(self, fields: Mapping[str, Array]) -> "Warp":
         """The dynamics of a model with these values of some fields."""
         other = copy.copy(self)
-        other._fields = {name: value for name, value in fields.items() if hasattr(self._model, name.split(".")[0])}
+        other._fields = held_by(self._model, fields)
         return other
 
-    def make_data(self) -> mjx.Data:
-        """The model's default state, with nothing derived."""
-        return jax.tree.map(jnp.asarray, self._default)
-
-    def forward(self, data: mjx.Data) -> mjx.Data:
-        """Derives all quantities from the state."""
-        return self.step(data, 0)
-
     def step(self, data: mjx.Data, num_steps: int) -> mjx.Data:
-        """Takes physics steps. Derived quantities belong to the state before the last step."""
         state = {name: jnp.asarray(getattr(data, name)) for name in STATE}
         stacked = jax.tree.map(_stacked, (state, self._fields))
         after = jax.tree.map(lambda leaf: leaf[0], self._stepper(1, num_steps)(stacked))
