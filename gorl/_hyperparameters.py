@@ -43,7 +43,8 @@ class Range:
         limits = " and ".join(f"{word} {bound:g}" for word, bound in bounds if bound is not None)
         kind = "integer" if self.integral else "number"
         many = "one or more" if self.is_tuple else "an" if self.integral else "a"
-        return f"{many} {kind}{'s' * self.is_tuple} {limits}".rstrip()
+        numbers = f"{many} {kind}{'s' * self.is_tuple} {limits}".rstrip()
+        return f"{numbers}, or none" if self.is_optional else numbers
 
     def holds(self, value: Any) -> bool:
         """Whether every entry of `value` is of the right kind and in the range (NaN never is)."""

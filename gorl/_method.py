@@ -7,7 +7,7 @@ from typing import Any
 from ._decoder import AbstractDecoderConfig, Diffusion, FlowMatching, Identity
 from ._errors import InputError
 from ._imported import imported, not_found
-from ._learner import DPPO, FPO, PPO, REPPO, SAC, AbstractClippedLearner, AbstractLearner
+from ._learner import DPPO, FPO, PPO, REPPO, SAC, AbstractLearner
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,11 +34,6 @@ class Method:
     def is_staged(self) -> bool:
         """Whether it has stages, between which a decoder is refined."""
         return not isinstance(self.decoder, Identity)
-
-    @property
-    def is_clipped(self) -> bool:
-        """Whether it is one of PPO's relatives."""
-        return isinstance(self.learner, AbstractClippedLearner)
 
     def changes(self, scale: str) -> Mapping[str, Any]:
         """What else a scale changes in a config, by dotted name."""

@@ -111,6 +111,10 @@ def test_output_that_is_no_terminal_is_plain_lines(command, tmp_path):
         (["PointMass", "--set", "learner.num_minibatches=7"], "does not divide"),
         (["PointMass", "--set", "learner=SAC"], "group of fields"),
         (["PointMass", "--set", "decoder.solver=Eulr"], "'Euler'"),
+        (
+            ["PointMass", "--set", "env.training_length=null"],
+            "env.training_length must be an integer at least 1, or none, not 'null'",
+        ),
         (["PointMass", "--set", "decoder.num_steps=0"], "decoder.num_steps must be an integer at least 1"),
         (["PointMass", "--set", "stage_steps=800000", "--steps", "1e6"], "--set stage_steps says what --steps would"),
         (["PointMass", "--set", "stage_steps=800000", "--stages", "1"], "--set stage_steps says what --stages would"),

@@ -113,7 +113,6 @@ def test_the_methods_by_name():
         assert method.summary
         assert find_method(name) is method
         assert method.is_staged == name.startswith("gorl-")
-        assert method.is_clipped == ("sac" not in name and "reppo" not in name)
 
 
 @pytest.mark.parametrize("scale", ["laptop", "paper"])
