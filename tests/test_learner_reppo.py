@@ -294,6 +294,28 @@ def test_a_value_outside_the_bins_is_seen_in_the_metrics(shaken):
     assert shares[0] == 0 < shares[1]
 
 
+def test_the_critic_learns_alone_until_the_encoder_starts(shaken, assert_same):
+    def updated(reppo, learner_state):
+        experience = random_experience(learner_state, jax.random.key(2))
+        return eqx.filter_jit(reppo.update)(learner_state, experience, jax.random.key(3))[0]
+
+    def actor(learner_state):
+        encoder_state, _, duals_state = learner_state.optimiser_states
+        duals = (learner_state.log_temperature, learner_state.log_multiplier)
+        return learner_state.encoder.network, duals, encoder_state, duals_state
+
+    reppo = small_reppo(encoder_starts=TIME * ENVS + 1)
+    before = shaken_memory(reppo, shaken)
+    waited, unhurried = updated(reppo, before), updated(small_reppo(), before)
+    assert_same(actor(waited), actor(before))
+    # The targets of an iteration are those of the encoder that gathered it, so the critic learns the same.
+    assert_same(waited.critic, unhurried.critic)
+    assert not np.array_equal(waited.critic.head.layers[0].weight, before.critic.head.layers[0].weight)
+    begun = updated(reppo, waited)
+    for leaf, old in zip(jax.tree.leaves(actor(begun)), jax.tree.leaves(actor(before)), strict=True):
+        assert not np.array_equal(leaf, old)
+
+
 @pytest.mark.parametrize(("keep_critic", "keep_features"), [(False, False), (True, True)])
 def test_what_crosses_a_stage(shaken, assert_same, keep_critic, keep_features):
     reppo = small_reppo(keep_critic=keep_critic, keep_features=keep_features)

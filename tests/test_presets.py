@@ -134,6 +134,7 @@ REPPO = {
     "keep_encoder": False,
     "keep_features": False,
     "learn_temperature": True,
+    "encoder_starts": 0,
     "learning_rate_decay": 0.0,
     "lowest_value": None,
     "highest_value": None,

@@ -14,13 +14,13 @@ from .._backend import map_rows, mean_gradient, shuffle
 from .._categorical import Bins, check_value_bins, sure_of_zero, value_bins
 from .._errors import InputError, unknown_name
 from .._gaussian import divergence as kl_divergence, log_over_prior
-from .._hyperparameters import float_field, static_field
+from .._hyperparameters import float_field, int_field, static_field
 from .._network import mlp
 from .._promotion import usually_promoting
 from .._statistics import RunningStatistics
 from .._trainable import split_trainable
 from .._tree import all_finite
-from .._types import RandomKey, Real
+from .._types import Integer, RandomKey, Real
 from ._base import (
     AbstractLearner,
     Experience,
@@ -71,6 +71,13 @@ class REPPOState(eqx.Module):
     critic_statistics: RunningStatistics | None = None
 
 
+def _actor(learner_state: REPPOState) -> tuple[PyTree, ...]:
+    """What does not move before the encoder starts."""
+    encoder_state, _, duals_state = learner_state.optimiser_states
+    duals = (learner_state.log_temperature, learner_state.log_multiplier)
+    return learner_state.encoder, *duals, encoder_state, duals_state
+
+
 class Batch(eqx.Module):
     """Steps to learn from, as one flat batch."""
 
@@ -109,6 +116,8 @@ class REPPO(AbstractLearner[REPPOState]):
     - `keep_critic`: keep the critic and the statistics of observations from stage to stage.
     - `keep_encoder`: keep the encoder from stage to stage: an ablation.
     - `keep_features`: begin a stage with the encoder's hidden layers under a fresh last layer.
+    - `encoder_starts`: environment steps of a stage before the first gradient step of the encoder, the temperature and
+        the multiplier. Until then the critic learns alone: that of a new stage has not seen what its decoder does.
     - `learn_temperature`: adapt the temperature, so that the divergence from the prior settles at its target.
     - `learning_rate`: Adam's, for encoder and critic.
     - `dual_learning_rate`: Adam's, for the logarithms of temperature and multiplier.
@@ -151,6 +160,7 @@ class REPPO(AbstractLearner[REPPOState]):
     keep_encoder: bool = eqx.field(static=True, default=False)
     keep_features: bool = eqx.field(static=True, default=False)
     learn_temperature: bool = eqx.field(static=True, default=True)
+    encoder_starts: Integer = int_field(0, at_least=0)
     learning_rate: Real = float_field(3e-4, above=0)
     dual_learning_rate: Real = float_field(3e-4, above=0)
     learning_rate_decay: Real = float_field(0.0, at_least=0, at_most=1)
@@ -254,6 +264,7 @@ class REPPO(AbstractLearner[REPPOState]):
         target_key, key = jax.random.split(key)
         batch = self._batch(learner_state, experience, target_key)
         old, scale = learner_state.encoder, 1 - self.learning_rate_decay * progress
+        encoder_begun = self._num_seen(learner_state) + experience.reward.size >= self.encoder_starts
 
         def epoch(learner_state: REPPOState, key: RandomKey) -> tuple[REPPOState, dict[str, Array]]:
             order_key, step_key = jax.random.split(key)
@@ -263,9 +274,11 @@ class REPPO(AbstractLearner[REPPOState]):
                 learner_state: REPPOState, inputs: tuple[Int[Array, " minibatch"], RandomKey]
             ) -> tuple[REPPOState, dict[str, Array]]:
                 chosen, key = inputs
-                return self._gradient_steps(
-                    learner_state, old, jax.tree.map(lambda leaf: leaf[chosen], batch), key, scale
-                )
+                steps = jax.tree.map(lambda leaf: leaf[chosen], batch)
+                after, metrics = self._gradient_steps(learner_state, old, steps, key, scale)
+                # Not a branch: under vmap over seeds both sides of one would run as well.
+                actor = optax.tree.where(encoder_begun, _actor(after), _actor(learner_state))
+                return eqx.tree_at(_actor, after, actor), metrics
 
             return jax.lax.scan(step, learner_state, (minibatches, jax.random.split(step_key, self.num_minibatches)))
 
@@ -293,6 +306,11 @@ class REPPO(AbstractLearner[REPPOState]):
                 optax.scale_by_adam(),
             )
         )
+
+    def _num_seen(self, learner_state: REPPOState) -> Int[Array, ""]:
+        """The environment steps that the critic of this stage has learned from."""
+        gradient_steps = optax.tree.get(learner_state.optimiser_states[1], "count")
+        return gradient_steps // (self.num_epochs * self.num_minibatches) * self.steps_per_update
 
     @property
     def _bins(self) -> Bins:
