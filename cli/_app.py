@@ -324,6 +324,25 @@ def plot(
 
 
 @app.command()
+def inspect(
+    run: RunDirectory,
+    out: Annotated[
+        pathlib.Path | None, typer.Option("-o", "--out", help="Also draw the densities: .png, .pdf or .svg.")
+    ] = None,
+    states: Annotated[int, typer.Option(help="States along the episode.")] = 6,
+    actions: Annotated[int, typer.Option(help="Actions sampled at each state.")] = 4096,
+    seed: PolicySeed = None,
+    key: EpisodeKey = 0,
+    json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
+) -> None:
+    """Print what a best policy's actions are like along an episode: entropy, modes, distance from a Gaussian."""
+    from ._inspect import inspect as inspect_policy
+    from ._run import Run
+
+    inspect_policy(Run.open(run), seed=seed, key=key, num_states=states, num_actions=actions, as_json=json, out=out)
+
+
+@app.command()
 def export(
     run: RunDirectory,
     out: Annotated[

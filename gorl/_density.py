@@ -40,7 +40,9 @@ def log_density(
     found, errors = jax.vmap(solve)(jnp.concatenate([jnp.zeros((1, *noise_shape)), others]))
     best = jnp.argmin(errors)
     scale = 1 + jnp.max(jnp.abs(target))
-    return jnp.where(errors[best] < _TOLERANCE * scale, _density_of_noise(policy, observation, found[best]), jnp.nan)
+    value = _before_tanh(policy, observation, found[best])
+    density = _density_of_noise(policy, observation, found[best]) - log_tanh_slope(value)
+    return jnp.where(errors[best] < _TOLERANCE * scale, density, jnp.nan)
 
 
 @usual_promotion()
@@ -48,16 +50,26 @@ def sample_with_log_density(
     policy: Any, observation: Float[Array, " observation"], key: RandomKey
 ) -> tuple[Float[Array, " action"], Float[Array, ""]]:
     """See `Policy.sample_with_log_density`."""
+    value, density = sample_before_tanh(policy, observation, key)
+    return jnp.tanh(value), density - log_tanh_slope(value)
+
+
+@usual_promotion()
+def sample_before_tanh(
+    policy: Any, observation: Float[Array, " observation"], key: RandomKey
+) -> tuple[Float[Array, " action"], Float[Array, ""]]:
+    """Samples an action of a policy before `tanh`, and returns its log-density there as well. The arguments are those
+    of `Policy.sample_with_log_density`."""
     noise = jax.random.normal(key, _noise_shape(policy))
-    return jnp.tanh(_before_tanh(policy, observation, noise)), _density_of_noise(policy, observation, noise)
+    return _before_tanh(policy, observation, noise), _density_of_noise(policy, observation, noise)
 
 
 def _density_of_noise(
     policy: Any, observation: Float[Array, " observation"], noise: Float[Array, " noise"]
 ) -> Float[Array, ""]:
-    """The log-density of the action that noise becomes."""
-    value, slope = _before_tanh(policy, observation, noise), jax.jacfwd(_before_tanh, 2)(policy, observation, noise)
-    return gaussian_log_density(noise, 0.0, 1.0) - jnp.linalg.slogdet(slope)[1] - log_tanh_slope(value)
+    """The log-density, before `tanh`, of the action that noise becomes."""
+    slope = jax.jacfwd(_before_tanh, 2)(policy, observation, noise)
+    return gaussian_log_density(noise, 0.0, 1.0) - jnp.linalg.slogdet(slope)[1]
 
 
 def _before_tanh(

@@ -6,9 +6,11 @@ from ._checkpoint import (
     write_whole as write_whole,
     written_by as written_by,
 )
+from ._density import sample_before_tanh as sample_before_tanh
 from ._env import family as family
 from ._errors import unknown_name as unknown_name
 from ._evaluation import evaluate_with_terms as evaluate_with_terms
+from ._gaussian import divergence as divergence, log_tanh_slope as log_tanh_slope
 from ._hyperparameters import parse as parse, split_setting as split_setting, whole_number as whole_number
 from ._interval import Interval as Interval, interval as interval
 from ._method import find_method as find_method
