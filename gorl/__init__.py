@@ -21,6 +21,8 @@ from ._decoder import (
     GaussianDecoder as GaussianDecoder,
     Identity as Identity,
     IdentityDecoder as IdentityDecoder,
+    MeanFlow as MeanFlow,
+    MeanFlowDecoder as MeanFlowDecoder,
     NoiseSchedule as NoiseSchedule,
 )
 from ._divergence import Divergence as Divergence

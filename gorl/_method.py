@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from ._decoder import AbstractDecoderConfig, Diffusion, FlowMatching, Identity
+from ._decoder import AbstractDecoderConfig, Diffusion, FlowMatching, Identity, MeanFlow
 from ._errors import InputError
 from ._imported import imported, not_found
 from ._learner import DPPO, FPO, PPO, REPPO, SAC, AbstractLearner
@@ -80,6 +80,7 @@ def find_method(name: str) -> Method:
 
 register(Method("gorl-flow", "PPO on the latents of a flow-matching decoder", PPO(), FlowMatching()))
 register(Method("gorl-diffusion", "PPO on the latents of a diffusion decoder", PPO(), Diffusion()))
+register(Method("gorl-meanflow", "PPO on the latents of a flow that decodes in one pass", PPO(), MeanFlow()))
 register(Method("gorl-sac", "SAC on the latents of a diffusion decoder", SAC(), Diffusion()))
 register(Method("gorl-reppo", "REPPO on the latents of a flow-matching decoder", REPPO(), FlowMatching()))
 register(Method("ppo", "PPO of a Gaussian policy", PPO(on_actions=True)))

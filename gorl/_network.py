@@ -106,12 +106,12 @@ def embed_time(time: Float[Array, ""], num_frequencies: int) -> Float[Array, " e
 
 
 class ConditionalField(eqx.Module):
-    """A learned vector field over actions, given an observation and a time: a velocity or a noise.
+    """A learned vector field over actions, given an observation and one or more times: a velocity or a noise.
 
     **Arguments:**
 
-    - `network`: takes the normalised observation, the point and the embedded time, in this order.
-    - `num_frequencies`: frequencies of the embedding of the time.
+    - `network`: takes the normalised observation, the point and the embedding of each time, in this order.
+    - `num_frequencies`: frequencies of the embedding of a time.
     - `output_scale`: multiplies the output of the network.
     """
 
@@ -130,15 +130,18 @@ class ConditionalField(eqx.Module):
         key: RandomKey,
         output_scale: float = 1.0,
         initial_scale: float = 1.0,
+        num_times: int = 1,
     ) -> "ConditionalField":
-        """A fresh field; `initial_scale` multiplies the initial weights of the last layer, and only those."""
-        input_size = observation_size + action_size + 2 * num_frequencies
+        """A fresh field of `num_times` times; `initial_scale` multiplies the initial weights of the last layer, and
+        only those."""
+        input_size = observation_size + action_size + num_times * 2 * num_frequencies
         network = mlp(input_size, action_size, width, depth, key=key, output_scale=initial_scale)
         return ConditionalField(network, num_frequencies, output_scale)
 
     def __call__(
-        self, observation: Float[Array, " observation"], point: Float[Array, " action"], time: Float[Array, ""]
+        self, observation: Float[Array, " observation"], point: Float[Array, " action"], *times: Float[Array, ""]
     ) -> Float[Array, " action"]:
-        """The vector at `point` and `time`, given a normalised observation."""
-        inputs = jnp.concatenate([observation, point, embed_time(time, self.num_frequencies)])
+        """The vector at `point` and `times`, given a normalised observation."""
+        embedded = [embed_time(time, self.num_frequencies) for time in times]
+        inputs = jnp.concatenate([observation, point, *embedded])
         return self.output_scale * self.network(inputs)

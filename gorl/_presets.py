@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ._config import Config
-from ._decoder import AbstractDecoderConfig, Diffusion, FlowMatching, Gaussian
+from ._decoder import AbstractDecoderConfig, Diffusion, FlowMatching, Gaussian, MeanFlow
 from ._env import EnvConfig, environments, is_robot
 from ._errors import unknown_name
 from ._hyperparameters import replace
@@ -93,7 +93,7 @@ _LAPTOP = (
             "evaluation_episodes": 64,
         }
     ),
-    _Rule({"decoder.width": 64, "decoder.depth": 2}, decoder=(FlowMatching, Diffusion, Gaussian)),
+    _Rule({"decoder.width": 64, "decoder.depth": 2}, decoder=(FlowMatching, Diffusion, MeanFlow, Gaussian)),
     # How long.
     _Rule({"refinement.stride": 1, "stage_steps": (300_000, 300_000), "evaluation_interval": 50_000}, task="MultiGoal"),
     _Rule({"stage_steps": (800_000, 400_000), "evaluation_interval": 100_000}, task="PointMass"),

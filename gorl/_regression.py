@@ -156,11 +156,12 @@ def fit_decoder(
         noise = jax.random.normal(latent_key, (rows.size, action_size)) if latents is None else None
         return rows, noise, jax.random.split(loss_key, rows.size)
 
-    def loss_of(
-        decoder: AbstractDecoder, row: Int[Array, ""], noise: Float[Array, " action"] | None, key: RandomKey
-    ) -> Float[Array, ""]:
+    def pair_of(
+        row: Int[Array, ""], noise: Float[Array, " action"] | None
+    ) -> tuple[Float[Array, " observation"], Float[Array, " action"], Float[Array, " action"]]:
+        """Observation, latent and action."""
         observation, action, own_latent = jax.tree.map(lambda leaf: leaf[row], pairs)
-        return decoder.loss(observation, own_latent if noise is None else noise, action, key)
+        return observation, own_latent if noise is None else noise, action
 
     def batch_step(carry: tuple[AbstractDecoder, PyTree], inputs: tuple) -> tuple[tuple, Float[Array, ""]]:
         decoder, optimiser_state = carry
@@ -168,7 +169,7 @@ def fit_decoder(
 
         def mean_loss(trainable: PyTree, drawn: tuple) -> tuple[Float[Array, ""], Float[Array, ""]]:
             decoder = eqx.combine(trainable, rest)
-            loss = jnp.mean(jax.vmap(lambda *row: loss_of(decoder, *row))(*drawn))
+            loss = jnp.mean(jax.vmap(lambda row, noise, key: decoder.loss(*pair_of(row, noise), key))(*drawn))
             return loss, loss
 
         chosen, key = inputs
@@ -209,7 +210,7 @@ def fit_decoder(
             chosen, key = inputs
             mask = chosen < num_validation  # the last batch is padded
             drawn = draw(pair(jnp.minimum(chosen, num_validation - 1), 0, refinement.num_validation_episodes), key)
-            losses = map_rows(lambda row: loss_of(decoder, *row), drawn, width)
+            losses = map_rows(lambda row: decoder.validation_loss(*pair_of(*row[:2]), row[2]), drawn, width)
             return jnp.sum(losses, where=jnp.repeat(mask, refinement.num_noise_samples))
 
         total = jnp.sum(jax.lax.map(batch_loss, (chosen, jax.random.split(validation_key, count))))

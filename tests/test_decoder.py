@@ -9,7 +9,16 @@ import pytest
 from scipy.stats import norm
 
 import gorl
-from gorl import Diffusion, FlowMatching, Gaussian, Identity, IdentityDecoder, Integrator, RunningStatistics
+from gorl import (
+    Diffusion,
+    FlowMatching,
+    Gaussian,
+    Identity,
+    IdentityDecoder,
+    Integrator,
+    MeanFlow,
+    RunningStatistics,
+)
 
 OBSERVATION_SIZE, ACTION_SIZE = 3, 2
 LATENT = jnp.array([1.0, -2.0])
@@ -22,6 +31,7 @@ EVERY_KIND = {
     "adaptive flow": FlowMatching(**SMALL, solver="Tsit5", rtol=1e-3, atol=1e-3),
     "diffusion": Diffusion(**SMALL),
     "adaptive diffusion": Diffusion(**SMALL, solver="Tsit5", rtol=1e-3, atol=1e-3),
+    "meanflow": MeanFlow(width=8, depth=1),
     "gaussian": Gaussian(width=8, depth=1),
     "identity": Identity(),
 }
@@ -79,6 +89,113 @@ def test_the_identity_decoder_returns_the_latent():
     decoder = fresh(Identity())
     assert isinstance(decoder, IdentityDecoder)
     np.testing.assert_array_equal(decode(decoder), LATENT)
+
+
+# --- MeanFlow. ---
+
+MEAN, STD = 0.7, 0.3
+
+
+class AverageVelocity(eqx.Module):
+    """The closed form for actions from N(0.7, 0.3²), in place of the network; or, at the start of each interval, the
+    velocity itself. A multiple of a function of point, time and length is added.
+
+    The point at time `t` is `0.7 t + s(t) x` for the latent `x`, with `s(t)² = (1 - t)² + (0.3 t)²`.
+    """
+
+    multiple: jax.Array
+    added: str = eqx.field(static=True)
+    is_average: bool = eqx.field(static=True, default=True)
+
+    def __call__(self, inputs):
+        point = inputs[OBSERVATION_SIZE : OBSERVATION_SIZE + 1]
+        cos_time, sin_time, cos_length, sin_length = inputs[OBSERVATION_SIZE + 1 :]
+        time, length = jnp.arctan2(sin_time, cos_time), jnp.arctan2(sin_length, cos_length)
+
+        def spread(time):
+            return jnp.sqrt((1 - time) ** 2 + (STD * time) ** 2)
+
+        safe = jnp.maximum(length, 1e-3)
+        slope = (spread(time + safe) - spread(time)) / safe
+        at_once = jax.grad(spread)(time)
+        slope = jnp.where(length > 1e-3, slope, at_once) if self.is_average else at_once
+        velocity = MEAN + slope * (point - MEAN * time) / spread(time)
+        functions = {"one": 1.0, "point": point, "time": time, "length": length, "both": point * length}
+        return velocity + self.multiple * functions[self.added]
+
+
+def known_mean_flow(**options):
+    fresh = MeanFlow(width=1, depth=1, num_frequencies=1, weight_power=0.0).init(STATISTICS, 1, jax.random.key(0))
+    known = AverageVelocity(jnp.zeros(()), **options)
+    return eqx.tree_at(lambda decoder: decoder.velocity.network, fresh, known)
+
+
+def test_one_pass_along_the_average_velocity_of_a_gaussian_is_the_map_to_it():
+    latents = jnp.linspace(-2, 2, 9)[:, None]
+    decoded = jax.vmap(lambda latent: known_mean_flow(added="one").decode(OBSERVATION, latent))(latents)
+    np.testing.assert_allclose(decoded, MEAN + STD * latents, rtol=1e-5, atol=1e-5)
+
+
+def gradient_in_standard_errors(decoder, count=100_000):
+    """That of the mean loss on actions of the Gaussian, by the multiple."""
+    latent_key, action_key, loss_key = jax.random.split(jax.random.key(1), 3)
+    latents = jax.random.normal(latent_key, (count, 1))
+    actions = MEAN + STD * jax.random.normal(action_key, (count, 1))
+
+    @jax.jit
+    @jax.vmap
+    def gradient(latent, action, key):
+        def loss(multiple):
+            there = eqx.tree_at(lambda decoder: decoder.velocity.network.multiple, decoder, multiple)
+            return there.loss(OBSERVATION, latent, action, key)
+
+        return jax.grad(loss)(jnp.zeros(()))
+
+    found = np.asarray(gradient(latents, actions, jax.random.split(loss_key, count)), np.float64)
+    return found.mean() / (found.std() / np.sqrt(count))
+
+
+@pytest.mark.parametrize("added", ["one", "point", "time", "length", "both"])
+def test_the_average_velocity_of_a_gaussian_is_where_the_gradient_of_the_loss_is_zero(added):
+    assert abs(gradient_in_standard_errors(known_mean_flow(added=added))) < 4
+
+
+def test_the_velocity_itself_is_not():
+    assert abs(gradient_in_standard_errors(known_mean_flow(added="both", is_average=False))) > 20
+
+
+def test_weights_change_gradients_and_not_values():
+    action, key = jnp.array([0.4, -1.0]), jax.random.key(3)
+
+    def loss_and_gradient(weight_power):
+        decoder = fresh(MeanFlow(width=8, depth=1, weight_power=weight_power))
+        value, gradient = eqx.filter_value_and_grad(lambda decoder: decoder.loss(OBSERVATION, LATENT, action, key))(
+            decoder
+        )
+        return value, gradient.velocity.network.layers[0].weight
+
+    (plain, plain_gradient), (weighted, gradient) = loss_and_gradient(0.0), loss_and_gradient(0.5)
+    np.testing.assert_allclose(weighted, plain, rtol=1e-6)
+    np.testing.assert_allclose(gradient, plain_gradient / np.sqrt(plain + 1e-3), rtol=1e-4, atol=1e-6)
+
+
+def test_the_validation_loss_is_least_for_the_distribution_of_the_data():
+    latent_key, action_key, other_key = jax.random.split(jax.random.key(2), 3)
+    latents = jax.random.normal(latent_key, (20_000, 1))
+    actions = MEAN + STD * jax.random.normal(action_key, (20_000, 1))
+
+    @eqx.filter_jit
+    def score(decoder):
+        keys = jax.random.split(other_key, 20_000)
+        losses = jax.vmap(lambda *pair: decoder.validation_loss(OBSERVATION, *pair))(latents, actions, keys)
+        return jnp.mean(losses)
+
+    best = score(known_mean_flow(added="one"))
+    # E|X - Y| is 2 s / sqrt(π) for two draws of N(m, s²), so the score of the true distribution is half of that.
+    np.testing.assert_allclose(best, STD / np.sqrt(np.pi), rtol=0.02)
+    for added, multiple in (("one", 0.2), ("one", -0.2), ("point", 0.2), ("point", -0.2)):
+        moved = eqx.tree_at(lambda d: d.velocity.network.multiple, known_mean_flow(added=added), jnp.array(multiple))
+        assert score(moved) > best + 0.01
 
 
 # --- Flow matching. ---

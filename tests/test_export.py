@@ -25,6 +25,7 @@ SMALL = {"policy_width": 16, "policy_depth": 2, "value_width": 1, "value_depth":
 METHODS = {
     "gorl-flow": (gorl.PPO(**SMALL), gorl.FlowMatching(width=16, depth=2, num_steps=5)),
     "gorl-diffusion": (gorl.PPO(**SMALL), gorl.Diffusion(width=16, depth=2, num_steps=5)),
+    "gorl-meanflow": (gorl.PPO(**SMALL), gorl.MeanFlow(width=16, depth=2)),
     "gorl-gaussian": (gorl.PPO(**SMALL), gorl.Gaussian(width=16, depth=2)),
     "ppo": (gorl.PPO(**SMALL, on_actions=True), gorl.Identity()),
     "fpo": (gorl.FPO(**SMALL, num_steps=5), gorl.Identity()),

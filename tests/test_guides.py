@@ -305,7 +305,7 @@ def every_field(group):
     kinds = {
         "env": [gorl.EnvConfig],
         "learner": [gorl.PPO, gorl.FPO, gorl.DPPO, gorl.SAC, gorl.REPPO],
-        "decoder": [gorl.FlowMatching, gorl.Diffusion, gorl.Gaussian],
+        "decoder": [gorl.FlowMatching, gorl.Diffusion, gorl.MeanFlow, gorl.Gaussian],
         "refinement": [gorl.Refinement],
     }
     return {field.name for kind in kinds[group] for field in dataclasses.fields(kind)}

@@ -9,7 +9,19 @@ import gorl
 from gorl._method import find_method
 from gorl._prepare import prepare
 
-NAMES = ["gorl-flow", "gorl-diffusion", "gorl-sac", "gorl-reppo", "ppo", "fpo", "fpo++", "dppo", "sac", "reppo"]
+NAMES = [
+    "gorl-flow",
+    "gorl-diffusion",
+    "gorl-meanflow",
+    "gorl-sac",
+    "gorl-reppo",
+    "ppo",
+    "fpo",
+    "fpo++",
+    "dppo",
+    "sac",
+    "reppo",
+]
 
 
 class LaplaceEncoder(gorl.AbstractEncoder):

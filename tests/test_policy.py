@@ -196,7 +196,8 @@ def test_encoders_and_decoders_take_one_observation_and_one_latent(make_policy):
     sizes = {"policy_width": 4, "policy_depth": 1, "value_width": 1, "value_depth": 1}
     encoders = [learner(**sizes).fresh_encoder(3, 1, jax.random.key(0)) for learner in learners]
     statistics, key = gorl.RunningStatistics.empty(3), jax.random.key(0)
-    kinds = (gorl.FlowMatching(width=4, depth=1), gorl.Diffusion(width=4, depth=1), gorl.Gaussian(width=4, depth=1))
+    networks = {"width": 4, "depth": 1}
+    kinds = tuple(kind(**networks) for kind in (gorl.FlowMatching, gorl.Diffusion, gorl.Gaussian, gorl.MeanFlow))
     decoders = [kind.init(statistics, 1, key) for kind in kinds]
     latent = jnp.zeros(1)
     for shape in ((8, 3), (1,), ()):

@@ -8,7 +8,7 @@ import pytest
 from scipy.spatial.distance import cdist, pdist
 
 import gorl
-from gorl import Diffusion, FlowMatching, Gaussian, Refinement, RunningStatistics
+from gorl import Diffusion, FlowMatching, Gaussian, MeanFlow, Refinement, RunningStatistics
 
 
 @eqx.filter_jit
@@ -55,8 +55,9 @@ def decode_and_truth(decoder, observation):
     return samples, draw_mixture(jnp.broadcast_to(jnp.array(observation), (4000, 2)), truth_key)
 
 
-# The values of the paper, ten steps and for the diffusion ten levels of noise, but for a wider network.
-@pytest.fixture(scope="module", params=[FlowMatching, Diffusion], ids=["flow", "diffusion"])
+# The values of the paper, ten steps and for the diffusion ten levels of noise, but for a wider network. MeanFlow takes
+# one step.
+@pytest.fixture(scope="module", params=[FlowMatching, Diffusion, MeanFlow], ids=["flow", "diffusion", "meanflow"])
 def mixture_decoder(request):
     return fit_to_mixture(request.param(width=64, depth=3), num_epochs=20)
 

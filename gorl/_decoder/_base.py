@@ -35,6 +35,19 @@ class AbstractDecoder(eqx.Module):
         random.
         """
 
+    def validation_loss(
+        self,
+        observation: Float[Array, " observation"],
+        latent: Float[Array, " action"],
+        action: Float[Array, " action"],
+        key: RandomKey,
+    ) -> Float[Array, ""]:
+        """What decides which epoch of a regression is best: the loss.
+
+        A decoder whose targets move with its network overrides this, as its losses cannot be compared between epochs.
+        """
+        return self.loss(observation, latent, action, key)
+
 
 class AbstractDecoderConfig(eqx.Module):
     """The hyperparameters of a kind of decoder. A new kind subclasses this and `AbstractDecoder` in one file."""
