@@ -144,6 +144,7 @@ NETWORK_OF_DECODER = {"width": 32, "depth": 4, "num_frequencies": 4}
 EULER_STEPS = {"solver": "Euler", "num_steps": 10, "rtol": None, "atol": None}
 FLOW_MATCHING = {"type": "FlowMatching", **NETWORK_OF_DECODER, **EULER_STEPS}
 DIFFUSION = {"type": "Diffusion", **NETWORK_OF_DECODER, **EULER_STEPS, "schedule": "cosine", "num_levels": 10}
+MEAN_FLOW = {"type": "MeanFlow", **NETWORK_OF_DECODER, "interval_share": 0.5, "weight_power": 0.5}  # ours
 IDENTITY = {"type": "Identity"}
 REFINEMENT = {
     "num_episodes": 512,
@@ -164,6 +165,7 @@ SAC_ONE_STAGE = {**SAC_STAGES, "stage_steps": [4_000_000]}
 METHODS = {
     "gorl-flow": {"learner": {**PPO, "on_actions": False}, "decoder": FLOW_MATCHING, **STAGES},
     "gorl-diffusion": {"learner": {**PPO, "on_actions": False}, "decoder": DIFFUSION, **STAGES},
+    "gorl-meanflow": {"learner": {**PPO, "on_actions": False}, "decoder": MEAN_FLOW, **STAGES},
     "gorl-sac": {
         "learner": {**SAC, "on_actions": False, "target_divergence": 1.0},  # silent: the target
         "decoder": DIFFUSION,
