@@ -136,6 +136,9 @@ def train(
     out: Out = None,
     checkpoint_every: CheckpointEvery = 30.0,
     log: Log = None,
+    report: Annotated[
+        bool, typer.Option("--report", help="Keep a page about the run, report.html, fresh in its directory.")
+    ] = False,
     set_: Set = None,
 ) -> None:
     """Train policies. The directory then holds a learning curve, a picture of it, and the policies.
@@ -147,7 +150,12 @@ def train(
 
     config = _config(env, scale, method, steps, stages, set_)
     directory = out or new_directory(str(config.env), method)
-    run = Run(directory, config, method, seed, seeds, checkpoint_every, tuple(log or ()))
+    loggers = dict.fromkeys([*(log or ()), *["report"] * report])
+    if "report" in loggers:
+        from ._render import choose_gl_if_any
+
+        choose_gl_if_any()  # before MuJoCo is imported
+    run = Run(directory, config, method, seed, seeds, checkpoint_every, tuple(loggers))
     raise typer.Exit(begin(OneRun.of(run), is_named=out is not None))
 
 
@@ -340,6 +348,22 @@ def inspect(
     from ._run import Run
 
     inspect_policy(Run.open(run), seed=seed, key=key, num_states=states, num_actions=actions, as_json=json, out=out)
+
+
+@app.command()
+def report(
+    runs: Annotated[list[pathlib.Path], typer.Argument(metavar="RUN...", help="Directories of runs, or of sweeps.")],
+    out: Annotated[pathlib.Path, typer.Option("-o", "--out", help="The file: .html.")] = pathlib.Path("report.html"),
+) -> None:
+    """Make a page about runs or sweeps, finished or not, that opens without a network: curves, tables, a film."""
+    from ._render import choose_gl_if_any
+    from ._report import check_report, report as make_report
+    from ._sweep import open_runs
+
+    check_report(out)
+    opened, settings = open_runs(runs)
+    choose_gl_if_any()  # before MuJoCo is imported
+    make_report(opened, out, settings)
 
 
 @app.command()

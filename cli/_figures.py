@@ -25,11 +25,11 @@ import gorl
 from ._process import plural, say
 
 # Okabe and Ito's palette, which colour-blind people can tell apart, without its yellow, which is invisible on white.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _DASHES = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (6, 1.5, 1, 1.5)))
 # 28 different lines. Every other one is dashed and on top, so that both are seen where two runs share a stage.
 _LINES = [
-    {"color": _COLOURS[index % 7], "linestyle": _DASHES[2 * (index // 14) + index % 2], "zorder": 2 + 0.1 * (index % 2)}
+    {"color": COLOURS[index % 7], "linestyle": _DASHES[2 * (index // 14) + index % 2], "zorder": 2 + 0.1 * (index % 2)}
     for index in range(28)
 ]
 _COLUMN, _PAGE = 3.4, 7.0  # the widths of a column and of a page with two of them, in inches
@@ -75,6 +75,25 @@ class RunCurve:
     def num_diverged(self) -> int:
         """How many seeds diverged at some time."""
         return int(np.sum(~np.isfinite(self.returns).all(axis=1)))
+
+
+@dataclasses.dataclass(frozen=True)
+class ActionsAtState:
+    """The distribution of a policy's actions at one state, along their first principal component."""
+
+    step: int  # of the episode
+    grid: Float[np.ndarray, " grid"]
+    density: Float[np.ndarray, " grid"]
+    normal: Float[np.ndarray, " grid"]  # the density of the Gaussian of the same mean and variance
+    modes: int
+    share: float  # of the variance, along the component
+    action_size: int
+
+    @property
+    def words(self) -> str:
+        """The number of modes and, of actions of several dimensions, the share, on a line each."""
+        share = [f"{100 * self.share:.0f} % of variance"] * (self.action_size > 1)
+        return "\n".join([plural(self.modes, "mode"), *share])
 
 
 def learning_curves(curves: Sequence[RunCurve], title: str = "", quantity: str = "return") -> Figure:
@@ -138,6 +157,39 @@ def action_distributions(
 
         GoRL, arXiv 2512.02581, shows in this way that the actions of HopperStand become bimodal.
     """
+    panels_of = actions_along(env, policy, key, num_states, num_actions)
+    with matplotlib.rc_context(_STYLE):
+        columns = min(3, len(panels_of))
+        rows = math.ceil(len(panels_of) / columns)
+        figure = Figure(figsize=(_PAGE, 0.6 + 1.55 * rows), layout="constrained")
+        panels = figure.subplots(rows, columns, squeeze=False).ravel()
+        for axes in panels[len(panels_of) :]:
+            axes.set_visible(False)
+        for axes, here in zip(panels, panels_of, strict=False):
+            axes.fill_between(here.grid, here.density, color=COLOURS[0], alpha=0.2, linewidth=0)
+            axes.plot(here.grid, here.density, color=COLOURS[0], linewidth=1.4)
+            axes.plot(here.grid, here.normal, color="black", linewidth=1, linestyle="--")
+            axes.set_title(f"step {here.step}", loc="left")
+            axes.text(1, 1, here.words, transform=axes.transAxes, ha="right", va="top", fontsize=7, color="0.35")
+            axes.set_yticks([])  # the height of a density depends on the width of its axis
+            axes.set_xlim(here.grid[0], here.grid[-1])
+            axes.set_ylim(0, 1.3 * max(here.density.max(), here.normal.max()))  # room for the words
+            axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(4))
+        figure.supxlabel(action_axis(panels_of), fontsize=8)
+        figure.supylabel("density", fontsize=8)
+        figure.legend(
+            panels[0].get_lines(),
+            [f"the policy ({num_actions:,} actions)", "the Gaussian of the same mean and variance"],
+            loc="outside upper left",
+            ncols=2,
+        )
+        return figure
+
+
+def actions_along(
+    env: gorl.EnvConfig, policy: gorl.Policy, key: Key[Array, ""], num_states: int = 6, num_actions: int = 10_000
+) -> list[ActionsAtState]:
+    """What [`action_distributions`][] draws: a policy's actions at each of its states. The arguments are the same."""
     if num_states < 1 or num_actions < 2:
         raise gorl.InputError(
             f"num_states must be at least 1 and num_actions at least 2, not {num_states} and {num_actions}."
@@ -148,39 +200,18 @@ def action_distributions(
     steps = np.unique(np.linspace(0, int(episode.length[0]) - 1, num_states).round().astype(int))
     drawn = _draw_actions(policy, episode.observation[0, steps], draw_key, num_actions)
     _check_finite(drawn)
-    actions = np.asarray(drawn, np.float64)
-    with matplotlib.rc_context(_STYLE):
-        columns = min(3, len(steps))
-        rows = math.ceil(len(steps) / columns)
-        figure = Figure(figsize=(_PAGE, 0.6 + 1.55 * rows), layout="constrained")
-        panels = figure.subplots(rows, columns, squeeze=False).ravel()
-        for axes in panels[len(steps) :]:
-            axes.set_visible(False)
-        for axes, step, here in zip(panels, steps, actions, strict=False):
-            values, share = principal_component(here)
-            grid, density = action_density(values)
-            normal = scipy.stats.norm.pdf(grid, values.mean(), _spread(values))
-            axes.fill_between(grid, density, color=_COLOURS[0], alpha=0.2, linewidth=0)
-            axes.plot(grid, density, color=_COLOURS[0], linewidth=1.4)
-            axes.plot(grid, normal, color="black", linewidth=1, linestyle="--")
-            axes.set_title(f"step {step}", loc="left")
-            modes = num_modes(density, values)
-            said = [plural(modes, "mode")] + [f"{100 * share:.0f} % of variance"] * (here.shape[1] > 1)
-            axes.text(1, 1, "\n".join(said), transform=axes.transAxes, ha="right", va="top", fontsize=7, color="0.35")
-            axes.set_yticks([])  # the height of a density depends on the width of its axis
-            axes.set_xlim(grid[0], grid[-1])
-            axes.set_ylim(0, 1.3 * max(density.max(), normal.max()))  # room for the words
-            axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(4))
-        along = " along its first principal component" if actions.shape[2] > 1 else ""
-        figure.supxlabel(f"action before tanh{along}", fontsize=8)
-        figure.supylabel("density", fontsize=8)
-        figure.legend(
-            panels[0].get_lines(),
-            [f"the policy ({num_actions:,} actions)", "the Gaussian of the same mean and variance"],
-            loc="outside upper left",
-            ncols=2,
-        )
-        return figure
+    found = []
+    for step, here in zip(steps.tolist(), np.asarray(drawn, np.float64), strict=True):
+        values, share = principal_component(here)
+        grid, density = action_density(values)
+        normal = scipy.stats.norm.pdf(grid, values.mean(), _spread(values))
+        found.append(ActionsAtState(step, grid, density, normal, num_modes(density, values), share, here.shape[1]))
+    return found
+
+
+def action_axis(states: Sequence[ActionsAtState]) -> str:
+    """What the horizontal axis of action distributions shows."""
+    return f"action before tanh{' along its first principal component' * (states[0].action_size > 1)}"
 
 
 def principal_component(actions: Float[np.ndarray, "actions size"]) -> tuple[Float[np.ndarray, " actions"], float]:

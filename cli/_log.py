@@ -2,16 +2,17 @@
 
 import abc
 import contextlib
-import importlib.util
+import time
 from collections.abc import Iterator, Sequence
 
 import gorl
 
-from ._process import say
-from ._run import Run
+from ._process import check_packages, say
+from ._report import PACKAGES, write_page
+from ._run import NO_METRICS, Run
 
+_REPORT_INTERVAL = 30.0  # seconds between two pages, each of which is a file of megabytes
 Row = dict[str, float | int | str]
-_NO_METRICS = frozenset(("seed", "stage", "env_steps", "wall_seconds", "diverged_at", "divergence"))
 
 
 class AbstractLogger(abc.ABC):
@@ -79,10 +80,30 @@ class WeightsAndBiases(AbstractLogger):
         self._wandb.finish()
 
 
-# The class of each logger, and the package that it needs.
-_LOGGERS: dict[str, tuple[type[AbstractLogger], str]] = {
-    "tensorboard": (TensorBoard, "tensorboardX"),
-    "wandb": (WeightsAndBiases, "wandb"),
+class Report(AbstractLogger):
+    """Keeps `report.html` in the run's directory fresh. It is made from the files of the run, not from the rows."""
+
+    def __init__(self, run: Run):
+        self._run, self._last, self._is_first = run, time.monotonic(), True
+        write_page(run, is_training=True, is_quick=True)
+        say(f"--report: {run.report_file}")
+
+    def write(self, rows: Sequence[Row]) -> None:
+        if self._is_first or time.monotonic() - self._last >= _REPORT_INTERVAL:
+            self._is_first = False
+            self._last = time.monotonic()
+            write_page(self._run, is_training=True, is_quick=True)
+
+    def close(self) -> None:
+        # A run at its end is about to get its film, and the page is still to load itself again.
+        write_page(self._run, is_training=self._run.is_at_end, is_quick=True)
+
+
+# The class of each logger, and the packages that it needs.
+_LOGGERS: dict[str, tuple[type[AbstractLogger], tuple[str, ...]]] = {
+    "tensorboard": (TensorBoard, ("tensorboardX",)),
+    "wandb": (WeightsAndBiases, ("wandb",)),
+    "report": (Report, PACKAGES),
 }
 
 
@@ -91,9 +112,8 @@ def check_loggers(names: Sequence[str]) -> None:
     for name in names:
         if name not in _LOGGERS:
             raise gorl.internal.unknown_name("logger", name, _LOGGERS)
-        package = _LOGGERS[name][1]
-        if importlib.util.find_spec(package) is None:
-            raise gorl.InputError(f"--log {name} needs {package}, which is not installed: pip install 'gorl[{name}]'.")
+        option = "--report" if name == "report" else f"--log {name}"
+        check_packages(option, name, _LOGGERS[name][1])
 
 
 class Loggers:
@@ -123,10 +143,20 @@ class Loggers:
     def _spared(self, name: str) -> Iterator[None]:
         try:
             yield
-        except OSError as error:
+        except (OSError, gorl.InputError) as error:
             self._open.pop(name, None)
-            say(f"--log {name} could not be written ({error.strerror}): the run goes on without it")
+            why = error.strerror if isinstance(error, OSError) else str(error).rstrip(".")
+            say(f"--log {name} could not be written ({why}): the run goes on without it")
+
+
+def finish_report(run: Run) -> None:
+    """Adds to the page of `--report`, if there is one, what only a finished run has: its film and its actions."""
+    if "report" in run.log:
+        try:
+            write_page(run)
+        except (OSError, gorl.InputError) as error:
+            say(f"--report: the page lacks the end of the run ({error}): make it again with gorl report")
 
 
 def _metrics(row: Row) -> dict[str, float]:
-    return {name: float(metric) for name, metric in row.items() if name not in _NO_METRICS}
+    return {name: float(metric) for name, metric in row.items() if name not in NO_METRICS}

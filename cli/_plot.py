@@ -26,7 +26,7 @@ def plot_curves(runs: Sequence[Run], path: pathlib.Path, column: str = RETURN) -
     - `column`: what of `curve.csv` to draw.
     """
     suffix = check_output(path, SUFFIXES)
-    curves = [run_curve(run, label, column) for run, label in zip(runs, _labels(runs), strict=True)]
+    curves = [run_curve(run, label, column) for run, label in zip(runs, run_labels(runs), strict=True)]
     envs = {str(run.config.env) for run in runs}
     title = envs.pop() if len(envs) == 1 else ""
     title = f"{runs[0].method} on {title}" if len(runs) == 1 else title
@@ -82,7 +82,7 @@ def shortest_tails(paths: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
     return [next((path[-length:] for length in range(1, len(path)) if is_unique(path, length)), path) for path in paths]
 
 
-def _labels(runs: Sequence[Run]) -> list[str]:
+def run_labels(runs: Sequence[Run]) -> list[str]:
     """The method, the environment if there are several, and the directory if two runs would have the same label."""
     several = len({str(run.config.env) for run in runs}) > 1
     labels = [f"{run.method} on {run.config.env}" if several else run.method for run in runs]

@@ -69,6 +69,20 @@ def _finite(content: Any) -> Any:
     return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
+def check_packages(what: str, extra: str, packages: Collection[str]) -> None:
+    """Raises an error if packages of an extra are not installed that `what`, such as an option, needs."""
+    import importlib.util
+
+    import gorl
+
+    missing = [package for package in packages if importlib.util.find_spec(package) is None]
+    if missing:
+        are = "is" if len(missing) == 1 else "are"
+        raise gorl.InputError(
+            f"{what} needs {' and '.join(missing)}, which {are} not installed: pip install 'gorl[{extra}]'."
+        )
+
+
 # --- Files. ---
 
 

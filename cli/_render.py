@@ -92,6 +92,12 @@ def choose_gl() -> None:
     )
 
 
+def choose_gl_if_any() -> None:
+    """As [`choose_gl`][], for a command that does without a film where nothing can draw."""
+    with contextlib.suppress(gorl.InputError):  # whoever draws says it again
+        choose_gl()
+
+
 def can_draw(name: str) -> bool:
     """Whether MuJoCo draws with `MUJOCO_GL=name`. Another process tries it."""
     command = [sys.executable, "-c", _PROBE]

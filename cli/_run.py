@@ -38,6 +38,8 @@ _FIELDS: dict[str, Callable[[Any], Any]] = {
     "log": tuple,
     "identifier": str,
 }
+# The columns of `curve.csv` that say where a row is; the others are metrics.
+NO_METRICS = frozenset(("seed", "stage", "env_steps", "wall_seconds", "diverged_at", "divergence"))
 _COPY = "copy it to another disk and go on there"
 # The results of a run depend on these as well.
 _PACKAGES = (
@@ -140,6 +142,12 @@ class Run:
         """Whether every file of a finished run is there. A summary from before the run got longer does not count."""
         return self.summary_file.exists() and self.summary()["env_steps"] == self.env_steps
 
+    @property
+    def is_at_end(self) -> bool:
+        """Whether every evaluation in `curve.csv` is there, the results or not."""
+        rows = self.curve() if self.curve_file.exists() else []
+        return bool(rows) and rows[-1].get("env_steps") == str(self.env_steps)
+
     def summary(self) -> dict[str, Any]:
         """What `summary.json` holds."""
         try:
@@ -166,6 +174,11 @@ class Run:
     def summary_file(self) -> pathlib.Path:
         """The returns of the best policies. It is written last."""
         return self.directory / "summary.json"
+
+    @property
+    def report_file(self) -> pathlib.Path:
+        """The page of `gorl train --report`."""
+        return self.directory / "report.html"
 
     # --- Checkpoints. ---
 
@@ -221,7 +234,7 @@ class Run:
 
     def policy(self, seed: int | None) -> gorl.Policy:
         """The best policy of one seed. Without a seed it takes the best one, or the first, and says which."""
-        index = self.index(self._best_seed() if seed is None else seed)
+        index = self.index(self.best_seed() if seed is None else seed)
         return gorl.of_seed(self.policies(), index)
 
     def index(self, seed: int) -> int:
@@ -232,7 +245,8 @@ class Run:
             raise gorl.InputError(f"there is no seed {seed} in {self.directory}: it holds {held}.")
         return self.seed_numbers.index(seed)
 
-    def _best_seed(self) -> int:
+    def best_seed(self) -> int:
+        """The seed with the best return, or the first; it says which."""
         if self.seeds == 1:
             return self.first_seed
         if not self.is_finished:

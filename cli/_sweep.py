@@ -173,6 +173,20 @@ def _rank(returns: np.ndarray) -> float:
     return -np.inf if np.isnan(mean) else mean
 
 
+def open_runs(directories: Sequence[pathlib.Path]) -> tuple[list[Run], dict[pathlib.Path, str]]:
+    """The runs in directories of runs and of sweeps, and by its directory the setting of each run of a sweep."""
+    runs: dict[pathlib.Path, Run] = {}
+    settings: dict[pathlib.Path, str] = {}
+    for directory in directories:
+        if not (directory / SWEEP).exists():
+            runs.setdefault(directory, Run.open(directory))
+            continue
+        for name, run in Sweep.open(directory).runs.items():
+            runs.setdefault(run.directory, run)
+            settings[run.directory] = " ".join(filter(None, (f"{directory.name}:" * (len(directories) > 1), name)))
+    return list(runs.values()), settings
+
+
 def open_job(directory: pathlib.Path, total_steps: int | None) -> Job:
     """The run or the sweep in a directory, to be resumed.
 

@@ -18,7 +18,7 @@ import numpy as np
 import gorl
 
 from ._figures import RunCurve, encode, learning_curves
-from ._log import Loggers, Row, check_loggers
+from ._log import Loggers, Row, check_loggers, finish_report
 from ._process import Stop, advice, as_json, command, plural, say
 from ._progress import Progress
 from ._run import (
@@ -331,6 +331,7 @@ def _write_results(
             run.check()
             raise
         run.keep_newest_checkpoints(1)
+        finish_report(run)
         written.append((run, of_run, seconds))
     return written
 

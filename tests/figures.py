@@ -13,7 +13,19 @@ import numpy as np
 import gorl
 
 RESULTS = pathlib.Path(__file__).parent.parent / "benchmarks/results"
-METHODS = ("gorl-flow", "gorl-diffusion", "gorl-sac", "ppo", "fpo", "fpo++", "dppo", "sac", "gorl-reppo", "reppo", "gorl-meanflow")
+METHODS = (
+    "gorl-flow",
+    "gorl-diffusion",
+    "gorl-sac",
+    "ppo",
+    "fpo",
+    "fpo++",
+    "dppo",
+    "sac",
+    "gorl-reppo",
+    "reppo",
+    "gorl-meanflow",
+)
 TASKS = ("PointMass", "ReacherEasy", "CheetahRun", "WalkerWalk", "FingerSpin")
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import gorl
-from gorl_cli._plot import _labels, run_curve
+from gorl_cli._plot import run_curve, run_labels
 from gorl_cli._run import Run
 
 BEGINNINGS = {".png": b"\x89PNG", ".pdf": b"%PDF", ".svg": b"<?xml"}
@@ -73,14 +73,14 @@ def test_runs_are_told_apart(finished_run, tmp_path):
     ppo = run(method="ppo")
     elsewhere = run(config=gorl.replace(finished_run.config, {"env": gorl.EnvConfig("PointMass")}))
     other = run(directory=tmp_path / "other")
-    assert _labels([finished_run, ppo]) == ["gorl-flow", "ppo"]
-    assert _labels([finished_run, elsewhere]) == ["gorl-flow on MultiGoal", "gorl-flow on PointMass"]
-    assert _labels([finished_run, other, ppo]) == ["gorl-flow (run)", "gorl-flow (other)", "ppo"]
+    assert run_labels([finished_run, ppo]) == ["gorl-flow", "ppo"]
+    assert run_labels([finished_run, elsewhere]) == ["gorl-flow on MultiGoal", "gorl-flow on PointMass"]
+    assert run_labels([finished_run, other, ppo]) == ["gorl-flow (run)", "gorl-flow (other)", "ppo"]
 
 
 def test_runs_in_directories_of_the_same_name_are_told_apart(finished_run):
     def labels(*directories):
-        return _labels([dataclasses.replace(finished_run, directory=pathlib.Path(path)) for path in directories])
+        return run_labels([dataclasses.replace(finished_run, directory=pathlib.Path(path)) for path in directories])
 
     assert labels("/a/run", "/b/run") == ["gorl-flow (a/run)", "gorl-flow (b/run)"]
     assert labels("/a/one/run", "/b/one/run", "/b/other") == [

@@ -93,7 +93,7 @@ def test_what_is_imported_is_declared(folder):
     declared = {normalised(Requirement(text).name) for text in PROJECT["dependencies"]}
     optional = {
         normalised(Requirement(text).name)
-        for extra in ("tensorboard", "wandb", "video", "onnx")
+        for extra in ("tensorboard", "wandb", "video", "onnx", "report")
         for text in PROJECT["optional-dependencies"][extra]
     }
     for path in (ROOT / folder).rglob("*.py"):
@@ -133,6 +133,7 @@ for arguments in (
 ):
     assert run(*arguments) == 0, arguments
 assert run("export", run_directory, "-o", "policy.onnx") == 2
+assert run("report", run_directory) == 2
 """
 
 CALL = """
@@ -152,6 +153,7 @@ def test_the_commands_work_with_what_is_declared_and_jax_and_flatbuffers_run_wha
     assert sorted(path.name for path in tmp_path.iterdir()) == ["curves.png", "policy.stablehlo", "run"]
     assert "policy.onnx is left out" in done.stderr
     assert done.stderr.count("pip install 'gorl[onnx]'") == 2
+    assert done.stderr.count("pip install 'gorl[report]'") == 1
     assert "Traceback" not in done.stderr
 
     observation = np.random.default_rng(0).normal(size=(5, 2)).astype(np.float32)
