@@ -3,6 +3,7 @@
 import os
 import pathlib
 import sys
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
@@ -151,10 +152,7 @@ def train(
     config = _config(env, scale, method, steps, stages, set_)
     directory = out or new_directory(str(config.env), method)
     loggers = dict.fromkeys([*(log or ()), *["report"] * report])
-    if "report" in loggers:
-        from ._render import choose_gl_if_any
-
-        choose_gl_if_any()  # before MuJoCo is imported
+    _prepare_film(loggers)
     run = Run(directory, config, method, seed, seeds, checkpoint_every, tuple(loggers))
     raise typer.Exit(begin(OneRun.of(run), is_named=out is not None))
 
@@ -188,6 +186,7 @@ def sweep(
     texts, preset = settings(set_ or []), gorl.preset(env, scale, method)
     chosen = trials(preset, texts, steps, stages)
     directory = out or new_directory(str(preset.env), method, "sweep")
+    _prepare_film(log or ())
     run = Run(directory, chosen[0].config, method, seed, seeds, checkpoint_every, tuple(log or ()))
     given = {"--method": method, "--scale": scale, "--steps": steps, "--stages": stages}
     options = [word for name, value in given.items() if value is not None for word in (name, str(value))]
@@ -219,7 +218,9 @@ def resume(
     from ._train import resume as resume_job
 
     total = total_steps(steps)
-    raise typer.Exit(resume_job(open_job(directory, total), total))
+    job = open_job(directory, total)
+    _prepare_film([name for run in job.runs.values() for name in run.log])
+    raise typer.Exit(resume_job(job, total))
 
 
 @app.command("config")
@@ -410,6 +411,14 @@ def methods() -> None:
     from ._tables import method_table
 
     method_table()
+
+
+def _prepare_film(loggers: Iterable[str]) -> None:
+    """Chooses what draws the film of a report, before MuJoCo is imported."""
+    if "report" in loggers:
+        from ._render import choose_gl_if_any
+
+        choose_gl_if_any()
 
 
 def _config(

@@ -362,7 +362,7 @@ def _now() -> str:
 def _template() -> Any:
     import jinja2
 
-    # It escapes every value that it is given.
+    # It escapes every value that it is given, but for plotly's program.
     environment = jinja2.Environment(
         autoescape=True, loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent), undefined=jinja2.StrictUndefined
     )
@@ -372,10 +372,9 @@ def _template() -> Any:
 
 
 @functools.cache
-def _plotly() -> Any:
+def _plotly() -> str:
     """plotly's program, which no value of a run is part of."""
-    import markupsafe
     import plotly.offline
 
     # In an HTML page nothing else ends a script.
-    return markupsafe.Markup(re.sub("</(?=script)", r"<\\/", plotly.offline.get_plotlyjs(), flags=re.IGNORECASE))
+    return re.sub("</(?=script)", r"<\\/", plotly.offline.get_plotlyjs(), flags=re.IGNORECASE)
