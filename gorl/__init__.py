@@ -25,6 +25,7 @@ from ._decoder import (
     MeanFlowDecoder as MeanFlowDecoder,
     NoiseSchedule as NoiseSchedule,
 )
+from ._distillation import distill as distill
 from ._divergence import Divergence as Divergence
 from ._env import (
     Command as Command,

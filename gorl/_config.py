@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from ._decoder import AbstractDecoderConfig, FlowMatching, Identity
 from ._env import EnvConfig, check_options
 from ._errors import InputError
-from ._hyperparameters import check_ranges, from_dict, load_json, static_field, to_dict
+from ._hyperparameters import Group, check_ranges, from_dict, load_json, static_field, to_dict
 from ._learner import PPO, AbstractLearner
 from ._regression import Refinement
 
@@ -130,8 +130,8 @@ class Config(eqx.Module):
         return from_dict(Config, load_json(text))
 
 
-def as_arrays(config: Config) -> Config:
-    """`config` with its leaves as arrays, so that all values share the compiled code."""
+def as_arrays(config: Group) -> Group:
+    """A config, or a group of hyperparameters, with arrays as leaves, so that all values share the compiled code."""
 
     def array(leaf: Any) -> jax.Array:
         is_integer = jnp.issubdtype(jnp.result_type(leaf), jnp.integer)
