@@ -368,6 +368,24 @@ def report(
 
 
 @app.command()
+def distill(
+    run: RunDirectory,
+    out: Annotated[pathlib.Path, typer.Option("-o", "--out", help="A new directory, which becomes a finished run.")],
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="FIELD=VALUE", help="Set a field of decoder or refinement: decoder.width=128."),
+    ] = None,
+    key: EpisodeKey = 0,
+) -> None:
+    """Fit a decoder that takes one pass of its network to a run's decoder, and compare the returns."""
+    from ._distill import distill as distill_run
+    from ._run import Run
+    from ._settings import settings
+
+    distill_run(Run.open(run), out, settings(set_ or []), key)
+
+
+@app.command()
 def export(
     run: RunDirectory,
     out: Annotated[
