@@ -194,19 +194,27 @@ def actions_along(
         raise gorl.InputError(
             f"num_states must be at least 1 and num_actions at least 2, not {num_states} and {num_actions}."
         )
-    _check_finite(policy)
     play_key, draw_key = jax.random.split(key)
-    episode = gorl.play(env, policy, play_key, stochastic=True)
-    steps = np.unique(np.linspace(0, int(episode.length[0]) - 1, num_states).round().astype(int))
-    drawn = _draw_actions(policy, episode.observation[0, steps], draw_key, num_actions)
-    _check_finite(drawn)
+    steps, observations = states_along(env, policy, play_key, num_states)
+    drawn = _draw_actions(policy, observations, draw_key, num_actions)
+    check_finite(drawn)
     found = []
-    for step, here in zip(steps.tolist(), np.asarray(drawn, np.float64), strict=True):
+    for step, here in zip(steps, np.asarray(drawn, np.float64), strict=True):
         values, share = principal_component(here)
         grid, density = action_density(values)
         normal = scipy.stats.norm.pdf(grid, values.mean(), _spread(values))
         found.append(ActionsAtState(step, grid, density, normal, num_modes(density, values), share, here.shape[1]))
     return found
+
+
+def states_along(
+    env: gorl.EnvConfig, policy: gorl.Policy, key: Key[Array, ""], num_states: int
+) -> tuple[list[int], Float[Array, "states observation"]]:
+    """Steps evenly spaced along an episode that a policy plays with sampled latents, and the observations there."""
+    check_finite(policy)
+    episode = gorl.play(env, policy, key, stochastic=True)
+    steps = np.unique(np.linspace(0, int(episode.length[0]) - 1, num_states).round().astype(int))
+    return steps.tolist(), episode.observation[0, steps]
 
 
 def action_axis(states: Sequence[ActionsAtState]) -> str:
@@ -366,7 +374,8 @@ def _finite(arrays: Sequence[np.ndarray]) -> np.ndarray:
     return values[np.isfinite(values)]
 
 
-def _check_finite(tree: PyTree) -> None:
+def check_finite(tree: PyTree) -> None:
+    """Raises an error if a policy, or what it did, is not finite."""
     leaves = jax.tree.leaves(eqx.filter(tree, eqx.is_inexact_array))
     if not all(np.isfinite(leaf).all() for leaf in leaves):
         raise gorl.InputError("this policy has diverged, so its actions are not finite: take that of another seed.")

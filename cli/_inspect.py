@@ -13,7 +13,16 @@ from jaxtyping import Array, Float, Key
 
 import gorl
 
-from ._figures import SUFFIXES, action_density, action_distributions, encode, num_modes, principal_component
+from ._figures import (
+    SUFFIXES,
+    action_density,
+    action_distributions,
+    check_finite,
+    encode,
+    num_modes,
+    principal_component,
+    states_along,
+)
 from ._process import as_json as to_json, check_output, plain_console, write_output
 from ._run import Run
 from ._tables import new_table
@@ -92,17 +101,14 @@ def along_episode(
     if num_states < 1 or num_actions < 100:
         raise gorl.InputError(f"give at least one state and 100 actions, not {num_states} and {num_actions}.")
     play_key, draw_key = jax.random.split(key)
-    episode = gorl.play(env, policy, play_key, stochastic=True)
-    steps = np.unique(np.linspace(0, int(episode.length[0]) - 1, num_states).round().astype(int))
-    observations = episode.observation[0, steps]
+    steps, observations = states_along(env, policy, play_key, num_states)
     is_known = policy.encoder.noise_shape == (policy.action_size,)
     drawn = _draw(policy, observations, draw_key, num_actions, is_known)
-    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(drawn)):
-        raise gorl.InputError("this policy has diverged, so its actions are not finite: take that of another seed.")
+    check_finite(drawn)
     actions, densities, slopes = (None if leaf is None else np.asarray(leaf, np.float64) for leaf in drawn)
     assert actions is not None
     found = []
-    for index, step in enumerate(steps.tolist()):
+    for index, step in enumerate(steps):
         values, share = principal_component(actions[index])
         _, density = action_density(values)
         entropy = error = non_gaussianity = None
