@@ -537,7 +537,7 @@ def test_a_stage_that_diverged_leaves_no_encoder_to_keep(assert_same):
         ({"tau": 1.5}, "learner.tau must be a number above 0 and at most 1"),
         ({"initial_temperature": 0.0}, "learner.initial_temperature must be a number above 0"),
         ({"learning_starts": -1}, "learner.learning_starts must be an integer at least 0"),
-        ({"num_bins": 1}, "learner.num_bins must be an integer at least 2, not 1"),
+        ({"num_bins": 1}, "learner.num_bins must be an integer at least 2, or none, not 1"),
         ({"num_critics": 0}, "learner.num_critics must be an integer at least 1"),
         ({"bootstrap_steps": 0}, "learner.bootstrap_steps must be an integer at least 1"),
         ({"num_bins": 11, "lowest_value": 130.0}, "learner.lowest_value = 130.0 is not below learner.highest_value"),
