@@ -560,7 +560,6 @@ def test_a_buffer_beyond_the_memory_limit_is_refused_before_anything_is_compiled
     learner = small_sac(buffer_size=2**28)
     config = gorl.Config(env="MultiGoal", learner=learner, decoder=gorl.Identity(), stage_steps=(10_000,))
     key = jax.random.key(0)
-    gorl.load_environment(config.env)  # compiles a few operations of its own, the first time
     for changes, message in (
         ({"memory_limit": 8191}, "buffer_size = 268435456 takes 8192 MiB, and learner.memory_limit is 8191"),
         ({"buffer_size": 2**29}, "buffer_size = 536870912 takes 16384 MiB, and learner.memory_limit is 8192"),
