@@ -11,6 +11,7 @@ import scipy.stats
 
 import gorl
 from gorl import SAC, Experience
+from gorl._config import as_arrays
 
 OBSERVATION_SIZE, LATENT_SIZE = 2, 2
 
@@ -560,6 +561,7 @@ def test_a_buffer_beyond_the_memory_limit_is_refused_before_anything_is_compiled
     learner = small_sac(buffer_size=2**28)
     config = gorl.Config(env="MultiGoal", learner=learner, decoder=gorl.Identity(), stage_steps=(10_000,))
     key = jax.random.key(0)
+    as_arrays(config)  # the first of a process compiles the conversion of a number
     for changes, message in (
         ({"memory_limit": 8191}, "buffer_size = 268435456 takes 8192 MiB, and learner.memory_limit is 8191"),
         ({"buffer_size": 2**29}, "buffer_size = 536870912 takes 16384 MiB, and learner.memory_limit is 8192"),
