@@ -45,6 +45,13 @@ def _own_cache(tmp_path_factory):
         yield
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _forgets_programs():
+    """After each file its programs are unmapped: Linux ends a process with 65,530 mappings, a few for each program."""
+    yield
+    jax.clear_caches()
+
+
 class CountingState(eqx.Module):
     obs: jax.Array  # where the episode started, and the steps since
     reward: jax.Array
