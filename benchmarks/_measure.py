@@ -160,7 +160,7 @@ def rollout_program(
     ) -> tuple[gorl.RolloutState, gorl.Experience]:
         return gorl.rollout(training, policy, rollout_state, learner.num_unrolls, learner.unroll_length, key)
 
-    key, rollout_state = jax.random.key(1), gorl.RolloutState.empty(training, learner.num_envs)
+    key, rollout_state = jax.random.key(1), gorl.RolloutState.empty(training, learner.num_envs, jax.random.key(5))
     program, compiling = compiled(act, policy, rollout_state, key)
     rollout_state, _ = program(policy, rollout_state, key)
     rollout_state, experience = program(policy, rollout_state, key)  # the first call starts all episodes

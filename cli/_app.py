@@ -47,6 +47,12 @@ SetSeveral = Annotated[
         "are tried in all combinations.",
     ),
 ]
+Mesh = Annotated[
+    str | None,
+    typer.Option(
+        metavar="seeds=N,envs=M", help="The devices of the seeds, and of the environments of each; see `devices.md`."
+    ),
+]
 RunDirectory = Annotated[pathlib.Path, typer.Argument(metavar="RUN", help="The directory of a run.")]
 PolicySeed = Annotated[int | None, typer.Option("--seed", help="The seed of the policy; by default the best one.")]
 EpisodeKey = Annotated[int, typer.Option("--key", help="Decides the start states and every random draw.")]
@@ -137,6 +143,7 @@ def train(
     out: Out = None,
     checkpoint_every: CheckpointEvery = 30.0,
     log: Log = None,
+    mesh: Mesh = None,
     report: Annotated[
         bool, typer.Option("--report", help="Keep a page about the run, report.html, fresh in its directory.")
     ] = False,
@@ -146,6 +153,7 @@ def train(
 
     Ctrl-C saves everything and stops; `gorl resume` goes on. The exit code is 3 if a seed diverged.
     """
+    from ._mesh import parse_mesh
     from ._run import Run, new_directory
     from ._train import OneRun, begin
 
@@ -154,7 +162,7 @@ def train(
     loggers = dict.fromkeys([*(log or ()), *["report"] * report])
     _prepare_film(loggers)
     run = Run(directory, config, method, seed, seeds, checkpoint_every, tuple(loggers))
-    raise typer.Exit(begin(OneRun.of(run), is_named=out is not None))
+    raise typer.Exit(begin(OneRun.of(run), is_named=out is not None, mesh=parse_mesh(mesh)))
 
 
 @app.command()
@@ -170,6 +178,7 @@ def sweep(
     out: Out = None,
     checkpoint_every: CheckpointEvery = 30.0,
     log: Log = None,
+    mesh: Mesh = None,
 ) -> None:
     """Train a run for each setting, and compare them in a table and a picture.
 
@@ -178,6 +187,7 @@ def sweep(
     """
     import gorl
 
+    from ._mesh import parse_mesh
     from ._run import Run, new_directory
     from ._settings import settings, trials
     from ._sweep import Sweep
@@ -190,7 +200,8 @@ def sweep(
     run = Run(directory, chosen[0].config, method, seed, seeds, checkpoint_every, tuple(log or ()))
     given = {"--method": method, "--scale": scale, "--steps": steps, "--stages": stages}
     options = [word for name, value in given.items() if value is not None for word in (name, str(value))]
-    raise typer.Exit(begin(Sweep.of(directory, chosen, run, texts, options), is_named=out is not None))
+    job = Sweep.of(directory, chosen, run, texts, options)
+    raise typer.Exit(begin(job, is_named=out is not None, mesh=parse_mesh(mesh)))
 
 
 @app.command()
@@ -205,14 +216,17 @@ def resume(
             "stages as long as the last one, or without a decoder lengthens the only stage."
         ),
     ] = None,
+    mesh: Mesh = None,
 ) -> None:
     """Continue a run or a sweep, bit for bit as if it had never stopped; with --steps beyond its end.
 
+    It may go on with any devices. With more or fewer of them for each seed it is the same by rounding only, and says so.
     With --steps everything up to the old end stays. The rest is the same bit for bit as in a run that began with all
     these steps, unless learner.learning_rate_decay is above 0. In that case the learning rate rises at the old end,
     since it now decays towards the new one. Until the run is finished again, policies.eqx and summary.json are those of
     the old end.
     """
+    from ._mesh import parse_mesh
     from ._settings import total_steps
     from ._sweep import open_job
     from ._train import resume as resume_job
@@ -220,7 +234,7 @@ def resume(
     total = total_steps(steps)
     job = open_job(directory, total)
     _prepare_film([name for run in job.runs.values() for name in run.log])
-    raise typer.Exit(resume_job(job, total))
+    raise typer.Exit(resume_job(job, total, parse_mesh(mesh)))
 
 
 @app.command("config")

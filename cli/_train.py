@@ -14,11 +14,13 @@ from typing import Any, Self, final
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 import gorl
 
 from ._figures import RunCurve, encode, learning_curves
 from ._log import Loggers, Row, check_loggers, finish_report
+from ._mesh import devices_of_a_seed
 from ._process import Stop, advice, as_json, command, plural, say
 from ._progress import Progress
 from ._run import (
@@ -116,11 +118,12 @@ class _Group:
     runs: Mapping[str, Run]
     config: gorl.Config
     steps: Iterator[tuple[gorl.ScheduleStep, gorl.TrainState]]
+    devices_of_a_seed: int
     state: gorl.TrainState | None = None
     note: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def begin(job: Job, is_named: bool) -> int:
+def begin(job: Job, is_named: bool, mesh: Mesh | None = None) -> int:
     """Trains a new job and returns the exit code of the process. If a person named its directory, it must be empty."""
     first = next(iter(job.runs.values()))
     if first.seeds < 1:
@@ -137,7 +140,8 @@ def begin(job: Job, is_named: bool) -> int:
     for names in by_structure({name: run.config for name, run in job.runs.items()}):
         config = batch([job.runs[name].config for name in names], first.seeds)
         keys = jnp.tile(first.keys, len(names))
-        parts.append((names, config, gorl.iterate(config, keys)))  # checks the rest of the input
+        steps = gorl.iterate(config, keys, mesh=mesh)  # checks the rest of the input
+        parts.append((names, config, steps, devices_of_a_seed(config, keys, mesh)))
     job = job.moved(make_directory(job.directory, is_named))
     with job.writing():
         check_new(job.directory, is_named=True)  # another process may have used it since the first check
@@ -146,7 +150,7 @@ def begin(job: Job, is_named: bool) -> int:
         return _train(job, groups)
 
 
-def resume(job: Job, total_steps: int | None = None) -> int:
+def resume(job: Job, total_steps: int | None = None, mesh: Mesh | None = None) -> int:
     """Continues a job from its newest checkpoints, and returns the exit code of the process.
 
     With `total_steps`, the environment steps of each seed in the whole run, it continues beyond its end.
@@ -171,10 +175,12 @@ def resume(job: Job, total_steps: int | None = None) -> int:
         for names in by_structure(left):
             runs = [job.runs[name] for name in names]
             config = batch([left[name] for name in names], runs[0].seeds)
-            state, note = _restored(runs, [left[name] for name in names], total_steps)
+            keys = jnp.tile(runs[0].keys, len(runs))
+            devices = devices_of_a_seed(config, keys, mesh)
+            state, note = _restored(runs, [left[name] for name in names], total_steps, devices)
             # This checks that the runs can continue.
-            steps = gorl.iterate(config, jnp.tile(runs[0].keys, len(runs)) if state is None else state)
-            parts.append((names, config, steps, state, note))
+            steps = gorl.iterate(config, keys if state is None else state, mesh=mesh)
+            parts.append((names, config, steps, devices, state, note))
         runs = {
             name: run if configs[name] == run.config else run.lengthen(configs[name]) for name, run in job.runs.items()
         }
@@ -182,7 +188,7 @@ def resume(job: Job, total_steps: int | None = None) -> int:
 
 
 def _restored(
-    runs: Sequence[Run], configs: Sequence[gorl.Config], total_steps: int | None
+    runs: Sequence[Run], configs: Sequence[gorl.Config], total_steps: int | None, devices: int
 ) -> tuple[gorl.TrainState | None, Mapping[str, Any]]:
     """The state that runs continue from, `None` at their beginning, and its note."""
     for run in runs:
@@ -198,6 +204,8 @@ def _restored(
         return None, {}
     before, now = restored[1]["versions"], versions()
     changed = [f"{name} was {before[name]} and is {now[name]}" for name in now if before.get(name) != now[name]]
+    if (devices_before := restored[1].get("devices_of_a_seed", 1)) != devices:
+        changed.append(f"a seed was on {plural(devices_before, 'device')} and is on {devices}")
     if changed:
         say(f"it will not be the same bit for bit as if it had not been stopped: {', '.join(changed)}")
     return restored
@@ -272,6 +280,7 @@ def _follow(job: Job, group: _Group) -> list[tuple[Run, gorl.Result, float]] | i
         nonlocal last_saved
         last_saved = time.monotonic()
         note = {"seconds": clock(), "wall_seconds": wall_seconds, "versions": versions()}
+        note["devices_of_a_seed"] = group.devices_of_a_seed
         return try_to_write(runs, "no checkpoint", lambda: save(runs, state, note), then)
 
     def rows(state: gorl.TrainState) -> list[list[Row]]:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped
 
+from ._backend import all_rows, own_rows
 from ._divergence import Divergence, first_of
 from ._env import EnvConfig, Environment, EpisodeState, EpisodicEnv, load_environment
 from ._errors import InputError
@@ -199,7 +200,7 @@ def play_episodes(
         key: RandomKey,
     ) -> tuple[tuple, PyTree[Array]]:
         before, done, total, divergence, length, terms = carry
-        actions = jax.vmap(act)(before.observation, jax.random.split(key, num_episodes))
+        actions = jax.vmap(act)(before.observation, own_rows(jax.random.split(key, num_episodes), num_episodes))
         after, result = jax.vmap(env.step)(before, actions)
         reward = jnp.where(done, 0.0, result.reward)
         found = jax.vmap(_divergence)(before.observation, reward)
@@ -208,10 +209,11 @@ def play_episodes(
         carry = (after, done | after.done, total + reward, divergence, jnp.where(done, length, length + 1), terms)
         return carry, jax.vmap(see)(before, actions, reward)
 
-    start = jax.vmap(env.start)(jax.random.split(start_key, num_episodes))
-    empty = jnp.full(num_episodes, int(Divergence.NONE), jnp.int32)
-    terms = {name: jnp.zeros(num_episodes) for name in env.term_names}
-    carry = (start, start.done, jnp.zeros(num_episodes), empty, jnp.zeros(num_episodes, jnp.int32), terms)
+    start = jax.vmap(env.start)(own_rows(jax.random.split(start_key, num_episodes), num_episodes))
+    zeros = jnp.zeros(start.done.size)
+    empty = jnp.full(start.done.size, int(Divergence.NONE), jnp.int32)
+    terms = {name: zeros for name in env.term_names}
+    carry = (start, start.done, zeros, empty, zeros.astype(jnp.int32), terms)
     # As many keys as a whole episode takes, so that a shorter one begins like it.
     step_keys = jax.random.split(step_key, env.num_steps)[:num_steps]
     (last, _, total, divergence, length, terms), seen = jax.lax.scan(step, carry, step_keys)
@@ -219,7 +221,8 @@ def play_episodes(
         name: term / (env.action_repeat * length) if name.startswith("measure/") else term
         for name, term in terms.items()
     }
-    return Played(total, divergence, length, terms, seen, last)
+    total, divergence, length, terms, last = all_rows((total, divergence, length, terms, last), num_episodes)
+    return Played(total, divergence, length, terms, all_rows(seen, num_episodes, axis=1), last)
 
 
 def _divergence(observation: Float[Array, " observation"], reward: Float[Array, ""]) -> Int[Array, ""]:

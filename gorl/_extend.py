@@ -14,8 +14,7 @@ from ._errors import InputError
 from ._hyperparameters import replace
 from ._iterate import state_shapes
 from ._schedule import make_schedule
-from ._state import TrainState
-from ._train import nans
+from ._state import TrainState, nans
 
 _ADDED = ("stage_steps", "extra_evaluations")  # the fields in which a longer config differs
 

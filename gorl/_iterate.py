@@ -7,33 +7,39 @@ from typing import Any
 import equinox as eqx
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import PyTree
 
-from ._backend import BackgroundCompiler, map_seeds, seed_sharding
+from ._backend import BackgroundCompiler, map_seeds, shardings
 from ._config import Config
 from ._env import EpisodicEnv
-from ._prepare import check_batch, check_key, check_memory, prepare
+from ._prepare import check_batch, check_key, check_memory, mesh_of, prepare
+from ._rollout import RolloutState
 from ._schedule import Phase, Schedule, ScheduleStep, make_schedule
 from ._state import Result, TrainState
 from ._train import advance, init, phase_functions, result
 from ._types import RandomKeys
 
 
-def iterate(config: Config, start: RandomKeys | TrainState) -> Iterator[tuple[ScheduleStep, TrainState]]:
+def iterate(
+    config: Config, start: RandomKeys | TrainState, *, mesh: Mesh | None = None
+) -> Iterator[tuple[ScheduleStep, TrainState]]:
     """The same run as `gorl.train`, step by step, for whoever wants to watch it, stop it or save it.
 
     Stopped anywhere and continued from its last state, it goes on bit-identically. Each phase is a program of its own:
     the run begins when the first is compiled, and the others are compiled in the background.
 
-    Several seeds are sharded over the devices of the process: as many on each, on as many devices as divide them.
-    `jax.config.update("jax_num_cpu_devices", 4)` makes devices of four cores. The number of devices changes results by
-    rounding only.
+    Several seeds are sharded over a mesh of the devices of the process: as many on each, on as many devices as divide
+    them. GPUs that are left share the environments of each seed, and the rows of every batch.
+    `jax.config.update("jax_num_cpu_devices", 4)` makes devices of four cores. The mesh changes results by rounding
+    only.
 
     **Arguments:**
 
     - `config`: what the run is.
     - `start`: a key from `jax.random.key`, or several (`jax.random.split(key, 8)`) for a run over seeds; or a state to
         continue from. With several, a number of the config may be a batch with one value for each.
+    - `mesh`: another mesh, such as `jax.make_mesh((2, 4), ("seeds", "envs"))`. A state goes on with any mesh.
 
     **Returns:**
 
@@ -44,33 +50,33 @@ def iterate(config: Config, start: RandomKeys | TrainState) -> Iterator[tuple[Sc
     `gorl.InputError` as `gorl.train` does, and if the devices cannot hold the state of all seeds twice, as every step
     does.
     """
-    config, env = _prepare(config, start)
+    config, env, mesh = _prepare(config, start, mesh)
 
     def steps() -> Iterator[tuple[ScheduleStep, TrainState]]:
-        state, remaining = _begin(config, env, start)
-        with _compiling(config, env, state, remaining) as programs:
+        state, remaining = _begin(config, env, mesh, start)
+        with _compiling(config, env, mesh, state, remaining) as programs:
             for step in remaining:
                 phase = Phase(int(step.phase))
                 programs.wait(phase)
-                state = _advance_seeds(config, env, state, step, phase)
+                state = _advance_seeds(config, env, mesh, state, step, phase)
                 yield step, state
 
     return steps()
 
 
-def precompile(config: Config, start: RandomKeys | TrainState) -> None:
+def precompile(config: Config, start: RandomKeys | TrainState, *, mesh: Mesh | None = None) -> None:
     """Compiles every program that `gorl.iterate` is going to run, and waits for it: for timing what comes after.
 
     **Arguments:**
 
-    - `config`, `start`: as for `gorl.iterate`.
+    - `config`, `start`, `mesh`: as for `gorl.iterate`.
 
     **Raises:**
 
     `gorl.InputError` as `gorl.train` does.
     """
-    config, env = _prepare(config, start)
-    with _compiling(config, env, *_begin(config, env, start)) as programs:
+    config, env, mesh = _prepare(config, start, mesh)
+    with _compiling(config, env, mesh, *_begin(config, env, mesh, start)) as programs:
         programs.wait_for_all()
 
 
@@ -88,48 +94,59 @@ def finish(config: Config, state: TrainState) -> Result:
     """
     config, _ = prepare(config)
     check_batch(config, state.key)
-    found = _result_of_seeds(config, state)
-    return found if seed_sharding(state.key.size) is None else jax.device_put(found, jax.local_devices()[0])
+    state, _ = _apart(state)
+    return _result_of_seeds(config, jax.device_put(state, jax.local_devices()[0]) if state.key.ndim else state)
 
 
 def state_shapes(config: Config, key: RandomKeys) -> TrainState:
     """The shapes and types of the state of a run, in place of arrays. Traces, and compiles nothing."""
     config, env = prepare(config)
-    return eqx.filter_eval_shape(_init_seeds, config, env, key)
+    return eqx.filter_eval_shape(_init_seeds, config, env, None, key)
 
 
-def _prepare(config: Config, start: RandomKeys | TrainState) -> tuple[Config, EpisodicEnv]:
+def _prepare(
+    config: Config, start: RandomKeys | TrainState, mesh: Mesh | None
+) -> tuple[Config, EpisodicEnv, Mesh | None]:
     """As `prepare`, and checks that a run can begin or go on there."""
     config, env = prepare(config)
     if isinstance(start, TrainState):
         check_batch(config, start.key)
-        check_memory(start)
-        return config, env
+        mesh = mesh_of(config, start.key, mesh)
+        check_memory(start, mesh)
+        return config, env, mesh
     check_key(start, batch_allowed=True)
     check_batch(config, start)
+    mesh = mesh_of(config, start, mesh)
     # What cannot be trained says so now, not at the first step.
-    check_memory(eqx.filter_eval_shape(_init_seeds, config, env, start))
-    return config, env
+    check_memory(eqx.filter_eval_shape(_init_seeds, config, env, None, start), mesh)
+    return config, env, mesh
 
 
-def _begin(config: Config, env: EpisodicEnv, start: RandomKeys | TrainState) -> tuple[TrainState, Schedule]:
+def _begin(
+    config: Config, env: EpisodicEnv, mesh: Mesh | None, start: RandomKeys | TrainState
+) -> tuple[TrainState, Schedule]:
     """The state that a run begins or goes on with, on its devices, and the steps that remain."""
-    if isinstance(start, TrainState):
-        sharding = seed_sharding(start.key.size)
-        state = start if sharding is None else jax.device_put(start, sharding)
+    if not isinstance(start, TrainState):
+        state = _init_seeds(config, env, mesh, start)
+    elif mesh is None:
+        state = start
     else:
-        state = _init_seeds(config, env, start)
+        placed = map(jax.device_put, _apart(start), shardings(mesh, has_seeds=start.key.ndim > 0))
+        state = _together(*placed)
     # All seeds have done equally many steps.
     return state, make_schedule(config).from_index(int(np.max(state.index)))
 
 
-def _compiling(config: Config, env: EpisodicEnv, state: TrainState, remaining: Schedule) -> BackgroundCompiler:
+def _compiling(
+    config: Config, env: EpisodicEnv, mesh: Mesh | None, state: TrainState, remaining: Schedule
+) -> BackgroundCompiler:
     """Compiles the program of each phase that remains, in the order in which they come."""
     device = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
 
     def lower(step: ScheduleStep, phase: Phase) -> Any:
         with jax.default_device(device):  # another thread does not have it from this one
-            return _advance_seeds.lower(config, env, state, step, phase)  # pyright: ignore[reportFunctionMemberAccess]
+            lower = _advance_seeds.lower  # pyright: ignore[reportFunctionMemberAccess]
+            return lower(config, env, mesh, state, step, phase)
 
     _, first_of_each = np.unique(remaining.steps.phase, return_index=True)
     firsts = jax.tree.map(lambda column: column[np.sort(first_of_each)], remaining)
@@ -138,35 +155,62 @@ def _compiling(config: Config, env: EpisodicEnv, state: TrainState, remaining: S
 
 
 @eqx.filter_jit
-def _init_seeds(config: Config, env: EpisodicEnv, keys: RandomKeys) -> TrainState:
+def _init_seeds(config: Config, env: EpisodicEnv, mesh: Mesh | None, keys: RandomKeys) -> TrainState:
     schedule = make_schedule(config)
-    return _over_seeds(lambda config, key: init(config, env, schedule, key), config, keys, keys)
+
+    def one_seed(config: Config, key: RandomKeys) -> TrainState:
+        return init(config, env, schedule, key)
+
+    return _over_seeds(one_seed, config, mesh, keys, keys)
 
 
 @eqx.filter_jit
-def _advance_seeds(config: Config, env: EpisodicEnv, state: TrainState, step: ScheduleStep, phase: Phase) -> TrainState:
+def _advance_seeds(
+    config: Config, env: EpisodicEnv, mesh: Mesh | None, state: TrainState, step: ScheduleStep, phase: Phase
+) -> TrainState:
     of_phase = phase_functions()[phase]
-    return _over_seeds(
-        lambda config, state, step: advance(of_phase, config, env, state, step), config, state.key, state, step
-    )
+
+    def one_seed(config: Config, state: TrainState, step: ScheduleStep) -> TrainState:
+        return advance(of_phase, config, env, state, step)
+
+    return _over_seeds(one_seed, config, mesh, state.key, state, step)
 
 
 @eqx.filter_jit
 def _result_of_seeds(config: Config, state: TrainState) -> Result:
     schedule = make_schedule(config)
-    return _over_seeds(lambda config, state: result(config, schedule, state), config, state.key, state)
+    return _over_seeds(lambda config, state: result(config, schedule, state), config, None, state.key, state)
 
 
 def _over_seeds(
-    function: Callable[..., PyTree], config: Config, keys: RandomKeys, of_seeds: PyTree, *shared: PyTree
+    function: Callable[..., PyTree],
+    config: Config,
+    mesh: Mesh | None,
+    keys: RandomKeys,
+    of_seeds: RandomKeys | TrainState,
+    *shared: PyTree,
 ) -> PyTree:
     """`function(config, of_seed, *shared)` for each seed, and for each value where the config has one for each seed."""
-    if keys.ndim == 0:
-        return function(config, of_seeds, *shared)
     batched, scalar = eqx.partition(config, jax.tree.map(lambda leaf: leaf.ndim > 0, config))
 
-    def one_seed(mapped: tuple[Config, PyTree], unmapped: tuple[Config, PyTree]) -> PyTree:
+    def one_seed(mapped: tuple[Config, PyTree], of_envs: PyTree, unmapped: tuple[Config, PyTree]) -> tuple:
         (config, of_seed), (rest_of_config, shared) = mapped, unmapped
-        return function(eqx.combine(config, rest_of_config), of_seed, *shared)
+        return _apart(function(eqx.combine(config, rest_of_config), _together(of_seed, of_envs), *shared))
 
-    return map_seeds(one_seed, keys.size, (batched, of_seeds), (scalar, shared))
+    of_seeds, of_envs = _apart(of_seeds)
+    mapped, unmapped = (batched, of_seeds), (scalar, shared)
+    return _together(*map_seeds(one_seed, mesh, mapped, of_envs, unmapped, has_seeds=keys.ndim > 0))
+
+
+def _apart(tree: Any) -> tuple[Any, RolloutState | None]:
+    """What every seed has, and what each of its environments has."""
+    return (_with(None, tree), tree.rollout_state) if isinstance(tree, TrainState) else (tree, None)
+
+
+def _together(tree: Any, rollout_state: RolloutState | None) -> Any:
+    """The inverse of `_apart`."""
+    return tree if rollout_state is None else _with(rollout_state, tree)
+
+
+def _with(rollout_state: RolloutState | None, state: TrainState) -> TrainState:
+    return eqx.tree_at(lambda s: s.rollout_state, state, rollout_state, is_leaf=lambda leaf: leaf is None)

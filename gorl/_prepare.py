@@ -4,14 +4,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import Array
 
-from ._backend import memory_for_seeds
+from ._backend import ENVIRONMENTS, SEEDS, default_mesh, memory_of, with_both_axes
 from ._config import Config, as_arrays
 from ._env import EpisodicEnv, load_environment
 from ._errors import InputError
 from ._state import TrainState
 from ._types import RandomKeys
+
+MESH_AXES = (SEEDS, ENVIRONMENTS)
 
 
 def prepare(config: Config) -> tuple[Config, EpisodicEnv]:
@@ -66,12 +69,41 @@ def check_batch(config: Config, keys: RandomKeys) -> None:
             )
 
 
-def check_memory(state: TrainState) -> None:
+def mesh_of(config: Config, keys: RandomKeys, mesh: Mesh | None) -> Mesh | None:
+    """The mesh that a run goes on: the one that was asked for, or the default of a run over seeds.
+
+    A run of one key stays on one device unless a mesh was asked for.
+
+    **Raises:**
+
+    `gorl.InputError` if a mesh has other axes, or does not divide the seeds or the environments.
+    """
+    num_envs = config.learner.num_envs
+    if mesh is None:
+        return default_mesh(keys.size, num_envs) if keys.ndim else None
+    if unknown := set(mesh.axis_names) - set(MESH_AXES):
+        raise InputError(
+            f"the mesh has an axis {min(map(str, unknown))!r}: call its axes {SEEDS!r} and {ENVIRONMENTS!r}, as in "
+            f"jax.make_mesh((2, 4), {MESH_AXES})."
+        )
+    mesh = with_both_axes(mesh)
+    for axis, number, what in ((SEEDS, keys.size, "seeds"), (ENVIRONMENTS, num_envs, "environments of a seed")):
+        if number % mesh.shape[axis]:
+            fitting = max(count for count in range(1, mesh.shape[axis]) if number % count == 0)
+            raise InputError(
+                f"a mesh of {mesh.shape[axis]} devices along {axis!r} does not divide the {number} {what}: take "
+                f"{fitting} along {axis!r}."
+            )
+    return mesh
+
+
+def check_memory(state: TrainState, mesh: Mesh | None) -> None:
     """Checks that the devices can hold the state of all seeds twice, as every step does.
 
     **Arguments:**
 
     - `state`: the state, or its shapes.
+    - `mesh`: the devices. Those that share the environments of a seed each hold everything else of it.
 
     **Raises:**
 
@@ -79,8 +111,10 @@ def check_memory(state: TrainState) -> None:
     """
     leaves = jax.tree_util.tree_leaves_with_path(state)
     sizes = {jax.tree_util.keystr(path): leaf.size * leaf.dtype.itemsize for path, leaf in leaves}
-    num_seeds, size = state.key.size, sum(sizes.values())
-    memory = memory_for_seeds(num_seeds)
+    num_seeds, copies = state.key.size, 1 if mesh is None else mesh.shape[ENVIRONMENTS]
+    of_envs = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state.rollout_state))
+    size = copies * (sum(sizes.values()) - of_envs) + of_envs
+    memory = memory_of(mesh)
     if 2 * size > memory:
         seeds = f"{num_seeds:,} seed{'s' * (num_seeds > 1)}"
         raise InputError(

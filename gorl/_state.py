@@ -1,6 +1,7 @@
 """What a run carries from step to step, and what it leaves behind."""
 
 from collections.abc import Callable
+from typing import TypeAlias
 
 import equinox as eqx
 import jax
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree, UInt32
 
+from ._backend import on_first_part
 from ._decoder import AbstractDecoder
 from ._policy import Policy
 from ._regression import Fit
@@ -127,6 +129,10 @@ class EvaluationRecord(eqx.Module):
     is_final: bool
 
 
+# Called on the host after each evaluation.
+OnEvaluation: TypeAlias = Callable[[EvaluationRecord], None] | None
+
+
 class Result(eqx.Module):
     """What a run leaves behind. A run over several seeds has a leading axis of seeds everywhere.
 
@@ -146,6 +152,11 @@ class Result(eqx.Module):
     fits: Fit
     diverged_at: Int[Array, "*seeds"]
     divergence: Int[Array, "*seeds"]
+
+
+def nans(*shape: int) -> Float[Array, "..."]:
+    """What a run does not know yet."""
+    return jnp.full(shape, jnp.nan, jnp.float32)
 
 
 def emit_record(
@@ -170,4 +181,7 @@ def emit_record(
             )
         )
 
-    jax.debug.callback(call, jax.random.key_data(key), step, returns, metrics)
+    def emit() -> None:
+        jax.debug.callback(call, jax.random.key_data(key), step, returns, metrics)
+
+    on_first_part(emit)

@@ -19,20 +19,21 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from ._backend import sequential_vmap
+from ._backend import call_on_mesh, sequential_vmap
 from ._config import Config
 from ._divergence import Divergence, first_of
 from ._env import EpisodicEnv
 from ._evaluation import play_episodes
 from ._learner import AbstractEncoder
 from ._policy import Policy, StagedDecoder
-from ._prepare import check_batch, check_callback, check_key, prepare
+from ._prepare import check_batch, check_callback, check_key, mesh_of, prepare
 from ._regression import Fit, fit_decoder
 from ._rollout import RolloutState, collect_dataset, rollout
 from ._schedule import Phase, Schedule, ScheduleStep, make_schedule
-from ._state import Best, Curve, EvaluationRecord, Result, TrainState, emit_record
+from ._state import Best, Curve, OnEvaluation, Result, TrainState, emit_record, nans
 from ._statistics import RunningStatistics
 from ._tree import all_finite
 from ._types import RandomKey
@@ -41,7 +42,7 @@ from ._types import RandomKey
 PhaseFunction: TypeAlias = Callable[[Config, EpisodicEnv, TrainState, ScheduleStep, RandomKey], TrainState]
 
 
-def train(config: Config, key: RandomKey, on_evaluation: Callable[[EvaluationRecord], None] | None = None) -> Result:
+def train(config: Config, key: RandomKey, on_evaluation: OnEvaluation = None, *, mesh: Mesh | None = None) -> Result:
     """Trains a policy: GoRL's stages, from the first step to the last, as one compiled function.
 
     A pure function of its arguments, under `jax.jit` and `jax.vmap` as well. It compiles itself, and a second call with
@@ -53,6 +54,7 @@ def train(config: Config, key: RandomKey, on_evaluation: Callable[[EvaluationRec
     - `key`: from `jax.random.key`; decides everything random.
     - `on_evaluation`: called on the host after each evaluation, see [`gorl.EvaluationRecord`][]; under `vmap` once for
         each run. Another function compiles again, so define it once. Without one nothing waits for the host.
+    - `mesh`: devices that share the environments, as for [`gorl.iterate`][]; `None` for one device.
 
     **Returns:**
 
@@ -70,13 +72,13 @@ def train(config: Config, key: RandomKey, on_evaluation: Callable[[EvaluationRec
     config, env = prepare(config)
     check_key(key, batch_allowed=False)
     check_batch(config, key)
+    if (mesh := mesh_of(config, key, mesh)) is not None:
+        return call_on_mesh(mesh, _train, config, env, key, on_evaluation)
     return _train(config, env, key, on_evaluation)
 
 
 @eqx.filter_jit
-def _train(
-    config: Config, env: EpisodicEnv, key: RandomKey, on_evaluation: Callable[[EvaluationRecord], None] | None
-) -> Result:
+def _train(config: Config, env: EpisodicEnv, key: RandomKey, on_evaluation: OnEvaluation) -> Result:
     schedule = make_schedule(config)
     functions = phase_functions(on_evaluation)
     # With one stage there is nothing to refine, and nothing of it to compile.
@@ -95,7 +97,7 @@ def _train(
     return result(config, schedule, state)
 
 
-def phase_functions(on_evaluation: Callable[[EvaluationRecord], None] | None = None) -> dict[Phase, PhaseFunction]:
+def phase_functions(on_evaluation: OnEvaluation = None) -> dict[Phase, PhaseFunction]:
     """What each phase does."""
     evaluate = functools.partial(_evaluate, on_evaluation=on_evaluation)
     return {Phase.LEARN: _learn, Phase.EVALUATE: evaluate, Phase.REFINE: _refine}
@@ -161,7 +163,7 @@ def _evaluate(
     state: TrainState,
     step: ScheduleStep,
     key: RandomKey,
-    on_evaluation: Callable[[EvaluationRecord], None] | None,
+    on_evaluation: OnEvaluation,
 ) -> TrainState:
     """Evaluates the policy and remembers the best of the stage. The last evaluation of a run is of the best policy."""
     current = _policy(env, config.learner.evaluated_encoder(state.learner_state), _staged(state, step))
@@ -226,11 +228,6 @@ def result(config: Config, schedule: Schedule, state: TrainState) -> Result:
     return Result(state.best.policy, state.returns[-1], curve, state.fits, state.diverged_at, state.divergence)
 
 
-def nans(*shape: int) -> Float[Array, "..."]:
-    """What a run does not know yet."""
-    return jnp.full(shape, jnp.nan, jnp.float32)
-
-
 def _policy(env: EpisodicEnv, encoder: AbstractEncoder, decoder: StagedDecoder) -> Policy:
     return Policy(encoder, decoder, env.observation_size, env.action_size)
 
@@ -242,8 +239,8 @@ def _staged(state: TrainState, step: ScheduleStep) -> StagedDecoder:
 
 def _fresh_rollout_state(config: Config, env: EpisodicEnv, key: RandomKey) -> RolloutState:
     """The training environments as a stage begins."""
-    training, num_envs, staggered = env.in_training, config.learner.num_envs, config.env.staggered
-    return RolloutState.staggered(training, num_envs, key) if staggered else RolloutState.empty(training, num_envs)
+    begin = RolloutState.staggered if config.env.staggered else RolloutState.empty
+    return begin(env.in_training, config.learner.num_envs, key)
 
 
 def _no_return() -> Float[Array, ""]:

@@ -14,3 +14,4 @@ from ._gaussian import divergence as divergence, log_tanh_slope as log_tanh_slop
 from ._hyperparameters import parse as parse, split_setting as split_setting, whole_number as whole_number
 from ._interval import Interval as Interval, interval as interval
 from ._method import find_method as find_method
+from ._prepare import MESH_AXES as MESH_AXES, mesh_of as mesh_of

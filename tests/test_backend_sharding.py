@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from gorl._backend import memory_for_seeds, seed_sharding
+from gorl._backend import default_mesh, memory_of, shardings, with_both_axes
 from gorl._backend._machine import memory_of_machine
 
 
@@ -15,26 +15,44 @@ def test_there_are_two_devices():
 
 
 @pytest.mark.parametrize(("number", "count"), [(1, 1), (2, 2), (3, 1), (4, 2), (9, 1), (200, 2)])
-def test_each_device_takes_as_many(number, count):
-    devices = seed_sharding(number)
+def test_each_device_takes_as_many_seeds(number, count):
+    mesh = default_mesh(number, 16)
     if count == 1:
-        assert devices is None
+        assert mesh is None
     else:
-        placed = jax.device_put(np.arange(number), devices)
+        placed = jax.device_put(np.arange(number), shardings(mesh, has_seeds=True)[0])
         assert [len(shard.data) for shard in placed.addressable_shards] == [number // count] * count
+
+
+@pytest.mark.parametrize(
+    ("num_seeds", "num_envs", "shape"),
+    [(1, 16, (1, 8)), (2, 16, (2, 4)), (3, 16, (3, 2)), (16, 16, (8, 1)), (1, 6, (1, 6)), (5, 7, (5, 1))],
+)
+def test_gpus_that_are_left_share_the_environments(monkeypatch, num_seeds, num_envs, shape):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax, "local_devices", lambda: list(range(8)))
+    assert default_mesh(num_seeds, num_envs).devices.shape == shape
 
 
 def test_a_device_that_was_chosen_has_them_all():
     with jax.default_device(jax.local_devices()[1]):
-        assert seed_sharding(2) is None
+        assert default_mesh(2, 16) is None
+
+
+@pytest.mark.parametrize(
+    ("shape", "axes", "expected"),
+    [((2,), ("envs",), (1, 2)), ((2,), ("seeds",), (2, 1)), ((1, 2), ("envs", "seeds"), (2, 1))],
+)
+def test_a_mesh_gets_the_axis_that_it_lacks(shape, axes, expected):
+    mesh = with_both_axes(jax.make_mesh(shape, axes))
+    assert mesh.axis_names == ("seeds", "envs")
+    assert mesh.devices.shape == expected
 
 
 def test_devices_of_a_cpu_share_the_memory_of_the_machine():
-    assert memory_for_seeds(1) == memory_for_seeds(2) == memory_of_machine()
+    assert memory_of(None) == memory_of(default_mesh(2, 16)) == memory_of_machine()
 
 
-def test_devices_with_memories_of_their_own_add_them_up(monkeypatch):
-    gpus = [types.SimpleNamespace(memory_stats=lambda: {"bytes_limit": 2**34, "bytes_in_use": 0}) for _ in range(3)]
-    sharding = types.SimpleNamespace(device_set=gpus)
-    monkeypatch.setattr("gorl._backend._sharding.seed_sharding", lambda num_seeds: sharding)
-    assert memory_for_seeds(6) == 3 * 2**34
+def test_devices_with_memories_of_their_own_add_them_up(unchecked):
+    gpus = np.asarray([types.SimpleNamespace(memory_stats=lambda: {"bytes_limit": 2**34}) for _ in range(3)])
+    assert memory_of(types.SimpleNamespace(devices=gpus)) == 3 * 2**34

@@ -247,7 +247,12 @@ def test_a_simulation_that_blows_up_ends_with_a_finite_reward(counting):
 def test_a_simulation_that_blows_up_does_not_reach_the_learner(counting, make_policy):
     episodes = load_environment(gorl.EnvConfig(BlowsUp(counting())))
     _, experience = rollout(
-        episodes, make_policy(2, 1, plain=True), RolloutState.empty(episodes, 4), 3, 4, jax.random.key(0)
+        episodes,
+        make_policy(2, 1, plain=True),
+        RolloutState.empty(episodes, 4, jax.random.key(5)),
+        3,
+        4,
+        jax.random.key(0),
     )
     assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(experience))
 
@@ -271,7 +276,9 @@ def test_a_robot_that_does_not_look_ends_its_episode_too():
 def test_a_restart_draws_a_fresh_start_state_every_time(counting, make_policy):
     # The public GoRL code returns to the first start state of each slot for ever.
     episodes, policy = load_environment(gorl.EnvConfig(counting(episode_length=6))), make_policy(2, 1, plain=True)
-    _, experience = rollout(episodes, policy, RolloutState.empty(episodes, 2), 60, 4, jax.random.key(0))
+    _, experience = rollout(
+        episodes, policy, RolloutState.empty(episodes, 2, jax.random.key(5)), 60, 4, jax.random.key(0)
+    )
     starts = experience.observation[experience.observation[..., 1] == 0][:, 0]
     assert len(starts) == 2 * 60 * 4 / 6
     assert len(np.unique(starts)) == len(starts)
@@ -279,7 +286,9 @@ def test_a_restart_draws_a_fresh_start_state_every_time(counting, make_policy):
 
 def test_an_episode_runs_on_into_the_next_rollout(counting, make_policy):
     episodes, policy = load_environment(gorl.EnvConfig(counting(episode_length=7))), make_policy(2, 1, plain=True)
-    rollout_state, first = rollout(episodes, policy, RolloutState.empty(episodes, 3), 1, 5, jax.random.key(0))
+    rollout_state, first = rollout(
+        episodes, policy, RolloutState.empty(episodes, 3, jax.random.key(5)), 1, 5, jax.random.key(0)
+    )
     _, second = rollout(episodes, policy, rollout_state, 1, 5, jax.random.key(1))
     counts = np.concatenate([first.observation[:, 0, 1], second.observation[:, 0, 1]])
     assert counts.tolist() == [0, 1, 2, 3, 4, 5, 6, 0, 1, 2]
@@ -304,7 +313,12 @@ def test_termination_restarts_one_environment_and_leaves_the_others_alone(counti
 
     episodes = load_environment(gorl.EnvConfig(Sooner()))
     _, experience = rollout(
-        episodes, make_policy(2, 1, plain=True), RolloutState.empty(episodes, 32), 1, 3, jax.random.key(0)
+        episodes,
+        make_policy(2, 1, plain=True),
+        RolloutState.empty(episodes, 32, jax.random.key(5)),
+        1,
+        3,
+        jax.random.key(0),
     )
     ends_soon = np.asarray(experience.observation[0, :, 0] < 0.5)
     assert 0 < ends_soon.sum() < 32
@@ -314,7 +328,9 @@ def test_termination_restarts_one_environment_and_leaves_the_others_alone(counti
 
 def test_recorded_observations_are_those_that_were_acted_on(make_policy):
     episodes, policy = load_environment(gorl.EnvConfig("MultiGoal", episode_length=7)), make_policy(2, 2)
-    _, experience = rollout(episodes, policy, RolloutState.empty(episodes, 4), 2, 5, jax.random.key(0))
+    _, experience = rollout(
+        episodes, policy, RolloutState.empty(episodes, 4, jax.random.key(5)), 2, 5, jax.random.key(0)
+    )
 
     def act(observation, latent):
         mean, std = policy.encoder.distribution(observation)
@@ -330,7 +346,12 @@ def test_the_environment_receives_the_tanh_of_the_recorded_action(make_policy):
     env = gorl.MultiGoal()
     episodes = load_environment(gorl.EnvConfig("MultiGoal"))
     _, experience = rollout(
-        episodes, make_policy(2, 2, plain=True), RolloutState.empty(episodes, 4), 1, 6, jax.random.key(0)
+        episodes,
+        make_policy(2, 2, plain=True),
+        RolloutState.empty(episodes, 4, jax.random.key(5)),
+        1,
+        6,
+        jax.random.key(0),
     )
     # MultiGoal's state is its observation, so that a step can be done again from what was recorded.
     blank = jax.tree.map(jnp.zeros_like, env.reset(jax.random.key(0)))
@@ -347,7 +368,12 @@ def test_the_environment_receives_the_tanh_of_the_recorded_action(make_policy):
 def test_training_length_cuts_training_episodes(counting, make_policy):
     episodes = load_environment(gorl.EnvConfig(counting(), training_length=3)).in_training
     _, experience = rollout(
-        episodes, make_policy(2, 1, plain=True), RolloutState.empty(episodes, 2), 1, 6, jax.random.key(0)
+        episodes,
+        make_policy(2, 1, plain=True),
+        RolloutState.empty(episodes, 2, jax.random.key(5)),
+        1,
+        6,
+        jax.random.key(0),
     )
     assert experience.truncated[:, 0].tolist() == [False, False, True] * 2
     assert not experience.terminated.any()
@@ -414,7 +440,12 @@ def test_careless_types_are_matched(counting, make_policy, start, after):
     env = Careless(counting(terminates_at=3), start, after)
     episodes = load_environment(gorl.EnvConfig(env))
     _, experience = rollout(
-        episodes, make_policy(2, 1, plain=True), RolloutState.empty(episodes, 2), 1, 6, jax.random.key(0)
+        episodes,
+        make_policy(2, 1, plain=True),
+        RolloutState.empty(episodes, 2, jax.random.key(5)),
+        1,
+        6,
+        jax.random.key(0),
     )
     assert experience.reward[:, 0].tolist() == [1, 2, 3] * 2
     assert experience.terminated[:, 0].tolist() == [False, False, True] * 2

@@ -129,7 +129,9 @@ def test_experience_holds_both_before_and_after_each_action():
     learner = LEARNERS["ppo"]
     state = learner.init(env.observation_size, env.action_size, jax.random.key(0), env.critic_observation_size)
     policy = gorl.Policy(learner.encoder(state), gorl.IdentityDecoder(), env.observation_size, env.action_size)
-    _, experience = eqx.filter_jit(rollout)(env, policy, RolloutState.empty(env, 3), 1, 12, jax.random.key(1))
+    _, experience = eqx.filter_jit(rollout)(
+        env, policy, RolloutState.empty(env, 3, jax.random.key(5)), 1, 12, jax.random.key(1)
+    )
     before, after = (np.asarray(part) for part in experience.for_critic())
     assert before.shape == (12, 3, 3)
     np.testing.assert_allclose(experience.observation[..., 0], before[..., 0], rtol=1e-5, atol=1e-6)
@@ -155,7 +157,7 @@ def learned(env, learner):
     def run(key):
         init_key, key = jax.random.split(key)
         state = learner.init(env.observation_size, env.action_size, init_key, env.critic_observation_size)
-        start = (state, RolloutState.empty(env, learner.num_envs))
+        start = (state, RolloutState.empty(env, learner.num_envs, jax.random.key(5)))
         return jax.lax.scan(iteration, start, jax.random.split(key, 2))[0][0]
 
     state = run(jax.random.key(0))

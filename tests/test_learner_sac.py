@@ -190,7 +190,8 @@ def test_the_average_divergence_of_draws_from_the_prior(on_actions):
     observation = jnp.array([1.0, 4.0])
     num_noise_samples = 100_000
     observations = jnp.broadcast_to(observation, (num_noise_samples, OBSERVATION_SIZE))
-    latent, divergence = compiled(lambda key: sac._draw(encoder, observations, key))(jax.random.key(1))
+    noise = jax.random.normal(jax.random.key(1), (num_noise_samples, LATENT_SIZE))
+    latent, divergence = compiled(lambda noise: sac._draw(encoder, observations, noise))(noise)
     mean, std = (np.asarray(part, np.float64) for part in encoder.distribution(observation))
     for dimension in range(LATENT_SIZE):
         law = scipy.stats.norm(mean[dimension], std[dimension])

@@ -13,7 +13,12 @@ from gorl._rollout import RolloutState, collect_dataset, rollout
 def test_the_next_observation_is_the_one_before_the_restart(counting, make_policy, terminates_at):
     episodes = load_environment(gorl.EnvConfig(counting(terminates_at, episode_length=5)))
     _, experience = rollout(
-        episodes, make_policy(2, 1, plain=True), RolloutState.empty(episodes, 3), 4, 5, jax.random.key(0)
+        episodes,
+        make_policy(2, 1, plain=True),
+        RolloutState.empty(episodes, 3, jax.random.key(5)),
+        4,
+        5,
+        jax.random.key(0),
     )
     done = np.asarray(experience.terminated | experience.truncated)
     assert done[:, 0].nonzero()[0].tolist() == list(range(min(terminates_at, 5) - 1, 20, min(terminates_at, 5)))
@@ -79,7 +84,7 @@ def test_start_states_are_drawn_only_when_some_were_used(counting, make_policy):
     def three_unrolls(rollout_state, key):
         return rollout(episodes, policy, rollout_state, 3, 4, key)
 
-    rollout_state = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), RolloutState.empty(episodes, 5))
+    rollout_state = jax.vmap(lambda key: RolloutState.empty(episodes, 5, key))(jax.random.split(jax.random.key(5)))
     counts = []
     for keys in jax.random.split(jax.random.key(0), (3, 2)):
         rollout_state, _ = jax.block_until_ready(three_unrolls(rollout_state, keys))
@@ -94,7 +99,12 @@ def test_start_states_are_drawn_only_when_some_were_used(counting, make_policy):
 def test_every_episode_has_a_start_state_of_its_own_however_short_it_is(counting, make_policy, episode_length):
     episodes = load_environment(gorl.EnvConfig(counting(episode_length=episode_length)))
     _, experience = rollout(
-        episodes, make_policy(2, 1, plain=True), RolloutState.empty(episodes, 8), 2, 6, jax.random.key(0)
+        episodes,
+        make_policy(2, 1, plain=True),
+        RolloutState.empty(episodes, 8, jax.random.key(5)),
+        2,
+        6,
+        jax.random.key(0),
     )
     starts, steps = np.asarray(experience.observation[..., 0]), np.asarray(experience.observation[..., 1])
     assert len(np.unique(starts[steps == 0])) == 8 * 12 // episode_length
@@ -115,7 +125,12 @@ def test_workers_out_of_step_with_each_other_share_their_draws(counting, make_po
     episodes = load_environment(gorl.EnvConfig(Staggered(episode_length=100)))
     act = eqx.filter_jit(rollout)
     _, experience = act(
-        episodes, make_policy(2, 1, plain=True), RolloutState.empty(episodes, 16), 5, 8, jax.random.key(0)
+        episodes,
+        make_policy(2, 1, plain=True),
+        RolloutState.empty(episodes, 16, jax.random.key(5)),
+        5,
+        8,
+        jax.random.key(0),
     )
     jax.effects_barrier()
     ends = np.asarray(experience.terminated)

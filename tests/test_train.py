@@ -848,12 +848,12 @@ def test_seeds_whose_states_do_not_fit_the_memory_twice_are_refused(tiny, keys, 
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))  # of one seed
     starts = [keys[:count] for count in (1, 2, 3)]
     compilations.clear()
-    monkeypatch.setattr("gorl._prepare.memory_for_seeds", lambda num_seeds: 4 * size)
+    monkeypatch.setattr("gorl._prepare.memory_of", lambda mesh: 4 * size)
     for start in (keys[0], state, *starts[:2]):
         gorl.iterate(tiny, start)
     with pytest.raises(gorl.InputError, match=r"the state of 3 seeds takes .* train fewer seeds together"):
         gorl.iterate(tiny, starts[2])
-    monkeypatch.setattr("gorl._prepare.memory_for_seeds", lambda num_seeds: 2 * size - 1)
+    monkeypatch.setattr("gorl._prepare.memory_of", lambda mesh: 2 * size - 1)
     with pytest.raises(gorl.InputError, match="the state of 1 seed takes"):
         gorl.iterate(tiny, state)
     assert not compilations

@@ -9,10 +9,21 @@ from ._batching import (
 )
 from ._compiler import BackgroundCompiler as BackgroundCompiler
 from ._machine import num_cores as num_cores
+from ._rows import (
+    ENVIRONMENTS as ENVIRONMENTS,
+    all_rows as all_rows,
+    num_parts as num_parts,
+    on_first_part as on_first_part,
+    own_rows as own_rows,
+)
 from ._sharding import (
+    SEEDS as SEEDS,
+    call_on_mesh as call_on_mesh,
+    default_mesh as default_mesh,
     map_seeds as map_seeds,
-    memory_for_seeds as memory_for_seeds,
+    memory_of as memory_of,
     num_devices_of_program as num_devices_of_program,
-    seed_sharding as seed_sharding,
+    shardings as shardings,
+    with_both_axes as with_both_axes,
 )
 from ._shuffling import shuffle as shuffle

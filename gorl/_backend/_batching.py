@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from jax.extend.core import jaxpr_as_fun
 from jaxtyping import Array, PyTree, Shaped
 
+from ._rows import all_rows, apart, mean_of_parts, own_rows
+
 # Numbers in the output of the widest layer for one block: a mebibyte of 32-bit floats, the size of a core's own cache.
 _BLOCK_SIZE = 2**18
 
@@ -29,7 +31,7 @@ def mean_gradient(
     rows: PyTree[Shaped[Array, "rows ..."]],
     row_size: int,
 ) -> tuple[PyTree, PyTree]:
-    """The gradient of a loss that is a mean over rows.
+    """The gradient of a loss that is a mean over rows. The devices of a mesh share the rows.
 
     **Arguments:**
 
@@ -47,15 +49,23 @@ def mean_gradient(
         return jax.grad(loss, has_aux=True)(trainable, rows)
 
     num_rows = jax.tree.leaves(rows)[0].shape[0]
-    num_blocks = _num_blocks(num_rows, row_size)
+    rows = own_rows(rows, num_rows)
+    with apart():
+        found = _mean_over_blocks(gradient, rows, row_size)
+    return mean_of_parts(found, num_rows)
+
+
+def _mean_over_blocks(function: Callable[[PyTree], PyTree], rows: PyTree, row_size: int) -> PyTree:
+    """`function(rows)`, where that is a mean over rows."""
+    num_blocks = _num_blocks(jax.tree.leaves(rows)[0].shape[0], row_size)
     if num_blocks == 1 or not on_cpu():
-        return gradient(rows)
+        return function(rows)
 
     def add(total: PyTree, block: PyTree) -> tuple[PyTree, None]:
-        return jax.tree.map(jnp.add, total, gradient(block)), None
+        return jax.tree.map(jnp.add, total, function(block)), None
 
     blocks = jax.tree.map(lambda leaf: leaf.reshape(num_blocks, -1, *leaf.shape[1:]), rows)
-    shapes = jax.eval_shape(gradient, rows)
+    shapes = jax.eval_shape(function, rows)
     nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     total, _ = jax.lax.scan(add, nothing, blocks)
     return jax.tree.map(lambda leaf: leaf / num_blocks, total)
@@ -87,7 +97,7 @@ def sequential_vmap(function: Callable[..., PyTree]) -> Callable[..., PyTree]:
 def map_rows(
     function: Callable[[Any], PyTree], rows: PyTree[Shaped[Array, "rows ..."]], row_size: int
 ) -> PyTree[Shaped[Array, "rows ..."]]:
-    """`jax.vmap(function)(rows)`.
+    """`jax.vmap(function)(rows)`. The devices of a mesh share the rows.
 
     **Arguments:**
 
@@ -96,10 +106,13 @@ def map_rows(
     - `row_size`: the width of the widest layer.
     """
     num_rows = jax.tree.leaves(rows)[0].shape[0]
+    rows = own_rows(rows, num_rows)
     rows_in_block = max(1, _BLOCK_SIZE // row_size)
-    if num_rows <= rows_in_block or not on_cpu():
-        return jax.vmap(function)(rows)
-    return jax.lax.map(function, rows, batch_size=rows_in_block)
+    if jax.tree.leaves(rows)[0].shape[0] <= rows_in_block or not on_cpu():
+        found = jax.vmap(function)(rows)
+    else:
+        found = jax.lax.map(function, rows, batch_size=rows_in_block)
+    return all_rows(found, num_rows)
 
 
 def longest_axis(parameters: PyTree) -> int:

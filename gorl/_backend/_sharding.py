@@ -1,7 +1,14 @@
-"""Sharding of seeds over devices: GPUs, or the cores of a CPU (`jax_num_cpu_devices`)."""
+"""Sharding over a mesh of devices: seeds over one axis, the environments of each seed over the other.
 
+Devices are GPUs, or the cores of a CPU (`jax_num_cpu_devices`). Every device of the environments' axis holds the same
+networks and takes the same decisions. It simulates its own environments, and computes gradients from its own rows.
+"""
+
+import math
 from collections.abc import Callable
+from typing import Any
 
+import equinox as eqx
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -9,57 +16,104 @@ from jaxtyping import PyTree
 
 from ._batching import on_cpu
 from ._machine import memory_of_machine
+from ._rows import ENVIRONMENTS
 
-AXIS = "seeds"
+SEEDS = "seeds"
 
 
-def seed_sharding(num_seeds: int) -> NamedSharding | None:
-    """Sharding of the seeds over the local devices: the largest number of devices that divides them.
+def default_mesh(num_seeds: int, num_envs: int) -> Mesh | None:
+    """The mesh of a run: the devices that divide the seeds, and of what is left those that divide the environments.
 
-    `None` if that is one, or if `jax.default_device` is set.
+    A core of a CPU gets no environments of another's seed: one device computes on all cores already. `None` if that is
+    one device, or if `jax.default_device` is set.
     """
-    devices = jax.local_devices()
-    if num_seeds < 2 or jax.config.jax_default_device is not None:  # pyright: ignore[reportAttributeAccessIssue]
+    if jax.config.jax_default_device is not None:  # pyright: ignore[reportAttributeAccessIssue]
         return None
-    count = max(count for count in range(1, len(devices) + 1) if num_seeds % count == 0)
-    return NamedSharding(Mesh(np.asarray(devices[:count]), (AXIS,)), PartitionSpec(AXIS)) if count > 1 else None
+    devices = jax.local_devices()
+    for_seeds = _largest_divisor(num_seeds, len(devices))
+    for_envs = 1 if on_cpu() else _largest_divisor(num_envs, len(devices) // for_seeds)
+    count = for_seeds * for_envs
+    return Mesh(np.asarray(devices[:count]).reshape(for_seeds, for_envs), (SEEDS, ENVIRONMENTS)) if count > 1 else None
 
 
-def memory_for_seeds(num_seeds: int) -> float:
-    """Bytes of memory of the devices that the seeds go on; infinite if unknown. A CPU's devices share one memory."""
-    sharding = seed_sharding(num_seeds)
-    devices = jax.device_put(0).devices() if sharding is None else sharding.device_set
+def with_both_axes(mesh: Mesh) -> Mesh:
+    """A mesh of the same devices that has both axes, in order. An axis that it lacks has one device."""
+    order = sorted(range(len(mesh.axis_names)), key=lambda axis: (SEEDS, ENVIRONMENTS).index(mesh.axis_names[axis]))
+    shape = [mesh.shape.get(name, 1) for name in (SEEDS, ENVIRONMENTS)]
+    return Mesh(mesh.devices.transpose(order).reshape(shape), (SEEDS, ENVIRONMENTS))
+
+
+def shardings(mesh: Mesh, *, has_seeds: bool) -> tuple[NamedSharding, NamedSharding]:
+    """How a mesh holds what every seed has, and what every environment has."""
+    of_seeds = (SEEDS,) if has_seeds else ()
+    return (
+        NamedSharding(mesh, PartitionSpec(*of_seeds)),
+        NamedSharding(mesh, PartitionSpec(*of_seeds, ENVIRONMENTS)),
+    )
+
+
+def memory_of(mesh: Mesh | None) -> float:
+    """Bytes of memory of the devices of a mesh; infinite if unknown. A CPU's devices share one memory."""
+    devices = jax.device_put(0).devices() if mesh is None else list(mesh.devices.flat)
     limits = [(device.memory_stats() or {}).get("bytes_limit", 0) for device in devices]
     return float(sum(limits)) if all(limits) else memory_of_machine()
 
 
-def map_seeds(function: Callable[[PyTree, PyTree], PyTree], num_seeds: int, mapped: PyTree, shared: PyTree) -> PyTree:
-    """`jax.vmap(function, in_axes=(0, None))(mapped, shared)`, sharded over the local devices.
+def map_seeds(
+    function: Callable[[PyTree, PyTree, PyTree], tuple[PyTree, PyTree]],
+    mesh: Mesh | None,
+    mapped: PyTree,
+    of_envs: PyTree,
+    shared: PyTree,
+    *,
+    has_seeds: bool,
+) -> tuple[PyTree, PyTree]:
+    """`jax.vmap(function, in_axes=(0, 0, None))(mapped, of_envs, shared)`, sharded over a mesh.
 
     On a CPU each device runs its seeds sequentially, as they would compete for its cache.
 
     **Arguments:**
 
-    - `function`: of one seed.
-    - `num_seeds`: the length of the leading axis of `mapped`.
+    - `function`: of one seed; returns what every seed has and what every environment has.
+    - `mesh`: `None` for one device.
     - `mapped`: arrays with an axis of seeds in front.
+    - `of_envs`: arrays with an axis of seeds and one of environments in front.
     - `shared`: arrays that all seeds have in common.
+    - `has_seeds`: whether there is an axis of seeds; if not, `function` is called once.
     """
 
-    def on_device(mapped: PyTree, shared: PyTree) -> PyTree:
-        def one(of_seed: PyTree) -> PyTree:
-            return function(of_seed, shared)
+    def on_device(mapped: PyTree, of_envs: PyTree, shared: PyTree) -> tuple[PyTree, PyTree]:
+        def one(of_seed: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
+            return function(*of_seed, shared)
 
-        return jax.lax.map(one, mapped) if on_cpu() else jax.vmap(one)(mapped)
+        if not has_seeds:
+            return one((mapped, of_envs))
+        return jax.lax.map(one, (mapped, of_envs)) if on_cpu() else jax.vmap(one)((mapped, of_envs))
 
-    if (sharding := seed_sharding(num_seeds)) is not None:
-        specs = (sharding.spec, PartitionSpec())
-        on_device = jax.shard_map(
-            on_device, mesh=sharding.mesh, in_specs=specs, out_specs=sharding.spec, check_vma=False
-        )
-    return on_device(mapped, shared)
+    if mesh is None:
+        return on_device(mapped, of_envs, shared)
+    specs = tuple(sharding.spec for sharding in shardings(mesh, has_seeds=has_seeds))
+    in_specs = (*specs, PartitionSpec())
+    sharded = jax.shard_map(on_device, mesh=mesh, in_specs=in_specs, out_specs=specs, check_vma=False)
+    return sharded(mapped, of_envs, shared)
+
+
+@eqx.filter_jit
+def call_on_mesh(mesh: Mesh, function: Callable[..., PyTree], *arguments: Any) -> PyTree:
+    """`function(*arguments)` of one seed, whose environments are sharded over a mesh."""
+    arrays, static = eqx.partition(arguments, eqx.is_array)
+
+    def on_device(arrays: PyTree) -> PyTree:
+        return function(*eqx.combine(arrays, static))
+
+    replicated = PartitionSpec()
+    return jax.shard_map(on_device, mesh=mesh, in_specs=(replicated,), out_specs=replicated, check_vma=False)(arrays)
 
 
 def num_devices_of_program() -> int:
-    """The number of devices that the program that is being traced will run on."""
-    return max(1, jax.sharding.get_abstract_mesh().size)
+    """The number of devices of this process that the program that is being traced will run on."""
+    return max(1, jax.sharding.get_abstract_mesh().size // jax.process_count())
+
+
+def _largest_divisor(number: int, at_most: int) -> int:
+    return max(count for count in range(1, at_most + 1) if math.gcd(number, count) == count)

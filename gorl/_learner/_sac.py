@@ -12,6 +12,7 @@ import optax
 from flashbax.buffers.trajectory_buffer import TrajectoryBuffer
 from jaxtyping import Array, Float, PyTree
 
+from .._backend import mean_gradient
 from .._categorical import Bins, check_value_bins, sure_of_zero, value_bins
 from .._errors import InputError
 from .._gaussian import log_over_prior
@@ -277,54 +278,56 @@ class SAC(AbstractLearner[SACState]):
     def _gradient_step(
         self, learner_state: SACState, batch: Transition, key: RandomKey
     ) -> tuple[SACState, dict[str, Array]]:
-        next_key, latent_key = jax.random.split(key)
+        next_noise, noise = (jax.random.normal(part, batch.latent.shape) for part in jax.random.split(key))
         temperature = jnp.exp(learner_state.log_temperature)
         encoder_state, critic_state, temperature_state = learner_state.optimiser_states
         statistics = statistics_for_critic(learner_state)
-        seen, next_seen = batch.for_critic()
+        width = max(self.policy_width, self.value_width)
 
         # The critics, towards the reward and the value of the next state.
-        next_latent, next_divergence = self._draw(learner_state.encoder, batch.next_observation, next_key)
-        next_value = self._value(learner_state.target_critics, statistics, next_seen, next_latent)
-        target = batch.reward + batch.discount * (next_value - temperature * next_divergence)
-
-        def critic_loss(critics: eqx.nn.MLP) -> Float[Array, ""]:
-            outputs = self._outputs(critics, statistics, seen, batch.latent)
+        def critic_loss(critics: eqx.nn.MLP, rows: tuple[Transition, Array]) -> tuple[Float[Array, ""], dict]:
+            steps, next_noise = rows
+            seen, next_seen = steps.for_critic()
+            next_latent, next_divergence = self._draw(learner_state.encoder, steps.next_observation, next_noise)
+            next_value = self._value(learner_state.target_critics, statistics, next_seen, next_latent)
+            target = steps.reward + steps.discount * (next_value - temperature * next_divergence)
+            outputs = self._outputs(critics, statistics, seen, steps.latent)
+            metrics = {}
             if self.num_bins is None:
                 losses = (outputs[..., 0] - target[None]) ** 2
             else:
                 losses = optax.softmax_cross_entropy(outputs, self._bins.project(target)[None])
-            return jnp.mean(jnp.sum(losses, axis=0))
+                metrics["out_of_range"] = jnp.mean(self._bins.clip(target) != target)
+            loss = jnp.mean(jnp.sum(losses, axis=0))
+            return loss, {"critic_loss": loss, **metrics}
 
-        loss_of_critics, gradient = jax.value_and_grad(critic_loss)(learner_state.critics)
+        gradient, critic_metrics = mean_gradient(critic_loss, learner_state.critics, (batch, next_noise), width)
         updates, critic_state = self._optimiser().update(gradient, critic_state)
         critics = eqx.apply_updates(learner_state.critics, updates)
 
         # The encoder, up the critics and towards the prior.
         trainable, rest = split_trainable(learner_state.encoder)
 
-        def policy_loss(trainable: PyTree) -> tuple[Float[Array, ""], tuple[Array, Array]]:
-            encoder = eqx.combine(trainable, rest)
-            latent, divergence = self._draw(encoder, batch.observation, latent_key)
-            value = self._value(critics, statistics, seen, latent)
-            return jnp.mean(temperature * divergence - value), (divergence, value)
+        def policy_loss(trainable: PyTree, rows: tuple[Transition, Array]) -> tuple[Float[Array, ""], dict]:
+            encoder, (steps, noise) = eqx.combine(trainable, rest), rows
+            latent, divergence = self._draw(encoder, steps.observation, noise)
+            value = self._value(critics, statistics, steps.for_critic()[0], latent)
+            loss = jnp.mean(temperature * divergence - value)
+            return loss, {"policy_loss": loss, "value": jnp.mean(value), "divergence": jnp.mean(divergence)}
 
-        (loss_of_policy, (divergence, value)), gradient = jax.value_and_grad(policy_loss, has_aux=True)(trainable)
+        gradient, metrics = mean_gradient(policy_loss, trainable, (batch, noise), width)
         updates, encoder_state = self._optimiser().update(gradient, encoder_state)
         encoder = eqx.combine(eqx.apply_updates(trainable, updates), rest)
 
         # The temperature rises where the divergence is above its target.
         log_temperature = learner_state.log_temperature
         if self.learn_temperature:
-            excess = jnp.mean(divergence) - self.target_divergence * batch.latent.shape[-1]
+            excess = metrics["divergence"] - self.target_divergence * batch.latent.shape[-1]
             updates, temperature_state = self._optimiser().update(-temperature * excess, temperature_state)
             log_temperature = eqx.apply_updates(log_temperature, updates)
 
         target_critics: Any = optax.incremental_update(critics, learner_state.target_critics, self.tau)  # pyright: ignore[reportArgumentType]
         mean, std = jax.vmap(encoder.distribution)(batch.observation)
-        out_of_range = {}
-        if self.num_bins is not None:
-            out_of_range = {"out_of_range": jnp.mean(self._bins.clip(target) != target)}
         return SACState(
             encoder,
             critics,  # pyright: ignore[reportArgumentType]
@@ -335,14 +338,11 @@ class SAC(AbstractLearner[SACState]):
             learner_state.num_seen,
             learner_state.critic_statistics,
         ), {
-            "critic_loss": loss_of_critics,
-            "policy_loss": loss_of_policy,
-            "value": jnp.mean(value),
-            "divergence": jnp.mean(divergence),
+            **critic_metrics,
+            **metrics,
             "temperature": temperature,
             "latent_mean_square": jnp.mean(mean**2),
             "latent_std": jnp.mean(std),
-            **out_of_range,
         }
 
     def _transitions(self, experience: Experience) -> Transition:
@@ -378,11 +378,14 @@ class SAC(AbstractLearner[SACState]):
         return summed
 
     def _draw(
-        self, encoder: GaussianEncoder, observation: Float[Array, "batch observation"], key: RandomKey
+        self,
+        encoder: GaussianEncoder,
+        observation: Float[Array, "batch observation"],
+        noise: Float[Array, "batch latent"],
     ) -> tuple[Float[Array, "batch latent"], Float[Array, " batch"]]:
         """Latents, and their log-density over that of the prior: on average, the divergence from it."""
         mean, std = jax.vmap(encoder.distribution)(observation)
-        latent = mean + std * jax.random.normal(key, mean.shape)
+        latent = mean + std * noise
         return latent, log_over_prior(latent, mean, std, on_actions=self.on_actions)
 
     def _outputs(
