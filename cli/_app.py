@@ -220,7 +220,7 @@ def resume(
 ) -> None:
     """Continue a run or a sweep, bit for bit as if it had never stopped; with --steps beyond its end.
 
-    It may go on with any devices. With more or fewer of them for each seed it is the same by rounding only, and says so.
+    It may go on with any devices. With more or fewer for each seed it is the same by rounding only, and says so.
     With --steps everything up to the old end stays. The rest is the same bit for bit as in a run that began with all
     these steps, unless learner.learning_rate_decay is above 0. In that case the learning rate rises at the old end,
     since it now decays towards the new one. Until the run is finished again, policies.eqx and summary.json are those of

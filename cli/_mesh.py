@@ -22,7 +22,7 @@ def parse_mesh(text: str | None) -> jax.sharding.Mesh | None:
     for part in text.split(","):
         name, _, count = (word.strip() for word in part.partition("="))
         if name not in gorl.internal.MESH_AXES:
-            raise gorl.internal.unknown_name("--mesh", name, gorl.internal.MESH_AXES)
+            raise gorl.internal.unknown_name("axis of --mesh", name, gorl.internal.MESH_AXES)
         if name in axes or not count.isdecimal() or int(count) < 1:
             raise gorl.InputError(f"--mesh {text} is not a mesh: give each axis one number of devices, as {_EXAMPLE}.")
         axes[name] = int(count)

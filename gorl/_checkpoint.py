@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
+from ._backend import on_one_device
 from ._config import Config
 from ._env import load_environment
 from ._errors import DamagedFileError, InputError
@@ -148,6 +149,8 @@ def load_policy(path: str | os.PathLike, *, seed: int | None = None, env: str | 
 def save_state(path: str | os.PathLike, state: TrainState, config: Config, note: Any = None) -> None:
     """Writes the whole state of a run, from which `gorl.iterate` continues bit-identically.
 
+    A state that several processes share is written by the first of them. All of them have to call this.
+
     **Arguments:**
 
     - `path`: where.
@@ -159,6 +162,10 @@ def save_state(path: str | os.PathLike, state: TrainState, config: Config, note:
 
     `gorl.InputError` if the config cannot be written; `OSError` if the file cannot.
     """
+    if not state.key.is_fully_addressable:
+        state = on_one_device(state)
+        if jax.process_index() > 0:
+            return
     header = {
         "environment": _environment(config),
         "seeds": list(state.key.shape),

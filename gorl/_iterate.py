@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
-from ._backend import BackgroundCompiler, map_seeds, shardings
+from ._backend import BackgroundCompiler, map_seeds, on_mesh, on_one_device, shardings
 from ._config import Config
 from ._env import EpisodicEnv
 from ._prepare import check_batch, check_key, check_memory, mesh_of, prepare
@@ -95,7 +95,7 @@ def finish(config: Config, state: TrainState) -> Result:
     config, _ = prepare(config)
     check_batch(config, state.key)
     state, _ = _apart(state)
-    return _result_of_seeds(config, jax.device_put(state, jax.local_devices()[0]) if state.key.ndim else state)
+    return _result_of_seeds(config, on_one_device(state) if state.key.ndim else state)
 
 
 def state_shapes(config: Config, key: RandomKeys) -> TrainState:
@@ -131,10 +131,10 @@ def _begin(
     elif mesh is None:
         state = start
     else:
-        placed = map(jax.device_put, _apart(start), shardings(mesh, has_seeds=start.key.ndim > 0))
+        placed = map(on_mesh, _apart(start), shardings(mesh, has_seeds=start.key.ndim > 0))
         state = _together(*placed)
     # All seeds have done equally many steps.
-    return state, make_schedule(config).from_index(int(np.max(state.index)))
+    return state, make_schedule(config).from_index(int(np.max(on_one_device(state.index))))
 
 
 def _compiling(

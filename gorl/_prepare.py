@@ -87,11 +87,12 @@ def mesh_of(config: Config, keys: RandomKeys, mesh: Mesh | None) -> Mesh | None:
             f"jax.make_mesh((2, 4), {MESH_AXES})."
         )
     mesh = with_both_axes(mesh)
-    for axis, number, what in ((SEEDS, keys.size, "seeds"), (ENVIRONMENTS, num_envs, "environments of a seed")):
+    sizes = {SEEDS: ("the number of seeds", keys.size), ENVIRONMENTS: ("learner.num_envs", num_envs)}
+    for axis, (what, number) in sizes.items():
         if number % mesh.shape[axis]:
             fitting = max(count for count in range(1, mesh.shape[axis]) if number % count == 0)
             raise InputError(
-                f"a mesh of {mesh.shape[axis]} devices along {axis!r} does not divide the {number} {what}: take "
+                f"the mesh has {mesh.shape[axis]} devices along {axis!r}, which do not divide {what}, {number}: take "
                 f"{fitting} along {axis!r}."
             )
     return mesh

@@ -30,7 +30,7 @@ def test_each_device_takes_as_many_seeds(number, count):
 )
 def test_gpus_that_are_left_share_the_environments(monkeypatch, num_seeds, num_envs, shape):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    monkeypatch.setattr(jax, "local_devices", lambda: list(range(8)))
+    monkeypatch.setattr(jax, "devices", lambda: list(range(8)))
     assert default_mesh(num_seeds, num_envs).devices.shape == shape
 
 
@@ -54,5 +54,7 @@ def test_devices_of_a_cpu_share_the_memory_of_the_machine():
 
 
 def test_devices_with_memories_of_their_own_add_them_up(unchecked):
-    gpus = np.asarray([types.SimpleNamespace(memory_stats=lambda: {"bytes_limit": 2**34}) for _ in range(3)])
+    gpus = np.asarray(
+        [types.SimpleNamespace(process_index=0, memory_stats=lambda: {"bytes_limit": 2**34}) for _ in range(3)]
+    )
     assert memory_of(types.SimpleNamespace(devices=gpus)) == 3 * 2**34

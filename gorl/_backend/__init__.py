@@ -23,6 +23,8 @@ from ._sharding import (
     map_seeds as map_seeds,
     memory_of as memory_of,
     num_devices_of_program as num_devices_of_program,
+    on_mesh as on_mesh,
+    on_one_device as on_one_device,
     shardings as shardings,
     with_both_axes as with_both_axes,
 )

@@ -6,8 +6,9 @@ the rows, each device has all of them. No function here is used within an enviro
 
 import contextlib
 import contextvars
+import functools
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -40,12 +41,8 @@ def all_rows(tree: Tree, num_rows: int, axis: int = 0) -> Tree:
     if not _are_shared(num_rows):
         return tree
 
-    def gather(leaf: Array) -> Array:
-        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            return jax.random.wrap_key_data(gather(jax.random.key_data(leaf)), impl=jax.random.key_impl(leaf))
-        return jax.lax.all_gather(leaf, ENVIRONMENTS, axis=axis, tiled=True)
-
-    return jax.tree.map(gather, tree)
+    gather = functools.partial(jax.lax.all_gather, axis_name=ENVIRONMENTS, axis=axis, tiled=True)
+    return jax.tree.map(functools.partial(through_key_data, gather), tree)
 
 
 def mean_of_parts(tree: Tree, num_rows: int) -> Tree:
@@ -69,6 +66,13 @@ def apart() -> Iterator[None]:
         yield
     finally:
         _are_apart.reset(token)
+
+
+def through_key_data(function: Callable[[Array], Any], leaf: Array) -> Any:
+    """`function(leaf)`, which for random keys is a function of their data."""
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(function(jax.random.key_data(leaf)), impl=jax.random.key_impl(leaf))
+    return function(leaf)
 
 
 def _are_shared(num_rows: int) -> bool:

@@ -4,6 +4,7 @@ Devices are GPUs, or the cores of a CPU (`jax_num_cpu_devices`). Every device of
 networks and takes the same decisions. It simulates its own environments, and computes gradients from its own rows.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -11,12 +12,13 @@ from typing import Any
 import equinox as eqx
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 from ._batching import on_cpu
 from ._machine import memory_of_machine
-from ._rows import ENVIRONMENTS
+from ._rows import ENVIRONMENTS, through_key_data
 
 SEEDS = "seeds"
 
@@ -29,7 +31,7 @@ def default_mesh(num_seeds: int, num_envs: int) -> Mesh | None:
     """
     if jax.config.jax_default_device is not None:  # pyright: ignore[reportAttributeAccessIssue]
         return None
-    devices = jax.local_devices()
+    devices = jax.devices()
     for_seeds = _largest_divisor(num_seeds, len(devices))
     for_envs = 1 if on_cpu() else _largest_divisor(num_envs, len(devices) // for_seeds)
     count = for_seeds * for_envs
@@ -52,11 +54,35 @@ def shardings(mesh: Mesh, *, has_seeds: bool) -> tuple[NamedSharding, NamedShard
     )
 
 
+def on_one_device(tree: PyTree) -> PyTree:
+    """Arrays on one device of this process. Every process that has a part of them must ask at the same time."""
+    if not all(leaf.is_fully_addressable for leaf in jax.tree.leaves(tree)):
+        gather = functools.partial(multihost_utils.process_allgather, tiled=True)
+        tree = jax.tree.map(functools.partial(through_key_data, gather), tree)
+    return jax.device_put(tree, jax.local_devices()[0])
+
+
+def on_mesh(tree: PyTree, sharding: NamedSharding) -> PyTree:
+    """Arrays on a mesh, which other processes may have a part of. They must have the same arrays."""
+    if sharding.is_fully_addressable:
+        return jax.device_put(tree, sharding)
+
+    def place(leaf: jax.Array) -> jax.Array:
+        content = np.asarray(leaf)
+        return jax.make_array_from_callback(leaf.shape, sharding, lambda index: content[index])
+
+    return jax.tree.map(functools.partial(through_key_data, place), on_one_device(tree))
+
+
 def memory_of(mesh: Mesh | None) -> float:
-    """Bytes of memory of the devices of a mesh; infinite if unknown. A CPU's devices share one memory."""
-    devices = jax.device_put(0).devices() if mesh is None else list(mesh.devices.flat)
-    limits = [(device.memory_stats() or {}).get("bytes_limit", 0) for device in devices]
-    return float(sum(limits)) if all(limits) else memory_of_machine()
+    """Bytes of memory of the devices of a mesh; infinite if unknown. A CPU's devices share one memory.
+
+    Other processes are taken to have as much for each device as this one.
+    """
+    devices = list(jax.device_put(0).devices() if mesh is None else mesh.devices.flat)
+    own = [device for device in devices if device.process_index == jax.process_index()]
+    limits = [(device.memory_stats() or {}).get("bytes_limit", 0) for device in own]
+    return (float(sum(limits)) if all(limits) else memory_of_machine()) * len(devices) / max(1, len(own))
 
 
 def map_seeds(
