@@ -21,7 +21,7 @@ RUN = (
         ("seeds=2,envs=4", "--mesh seeds=2,envs=4 takes 8 devices, and there are 2: ask for fewer, or set JAX_NUM_CPU"),
         (
             "seeds=2",
-            "the mesh has 2 devices along 'seeds', which do not divide the number of seeds, 1: take 1 along 'seeds'.",
+            "which do not divide the number of seeds, 1: take 1 along 'seeds'.",
         ),
     ],
 )
