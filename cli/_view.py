@@ -173,7 +173,7 @@ class Viewer:
         self.url = f"http://{shown}:{self._server.get_port()}"
         # Its button would send the page through a server of somebody else's.
         self._server.request_share_url = lambda *_, **__: None
-        self._server.gui.configure_theme(show_share_button=False, show_logo=False)
+        self._colour(is_dark=False)
         # A copy, since it changes how the model looks.
         self._scene = mjviser.ViserMujocoScene(self._server, copy.copy(player.model), 1)
         # The robot stays in the middle if it can run away. Others stay where they are.
@@ -191,7 +191,7 @@ class Viewer:
             while not self._asked.empty():
                 self._asked.get()()
             now = time.perf_counter()
-            if self.is_paused or not self._server.get_clients():
+            if self.is_paused or not self.is_watched:
                 self._clock.rest(now)
                 pause = 0.02
             else:
@@ -208,6 +208,11 @@ class Viewer:
                     frames_since, num_before = now, self.num_frames
                 self._status.content = self._said(rate)
             time.sleep(pause)
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether a browser shows the page."""
+        return bool(self._server.get_clients())
 
     def close(self) -> None:
         """Closes the page."""
@@ -273,6 +278,9 @@ class Viewer:
 
     # --- Controls. ---
 
+    def _colour(self, *, is_dark: bool) -> None:
+        self._server.gui.configure_theme(dark_mode=is_dark, show_share_button=False, show_logo=False)
+
     def _ask(self, what: Callable[..., None], *arguments: Any) -> None:
         self._asked.put(lambda: what(*arguments))
 
@@ -288,6 +296,8 @@ class Viewer:
             if self._player.commands:
                 self._add_commands(gui)
         with tabs.add_tab("Camera"):
+            dark = gui.add_checkbox("Dark page", False)
+            dark.on_update(lambda _: self._colour(is_dark=dark.value))
             self._scene.create_scene_gui(**_camera(self._player))
         with tabs.add_tab("Show"):
             self._scene.create_overlay_gui()
