@@ -8,6 +8,7 @@ import math
 import pathlib
 import queue
 import socket
+import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -216,8 +217,11 @@ class Viewer:
 
     def close(self) -> None:
         """Closes the page."""
+        # With a browser that shows the page it takes five seconds, which nobody has to wait for.
+        stopping = threading.Thread(target=self._server.stop, daemon=True)
         with contextlib.redirect_stdout(io.StringIO()):
-            self._server.stop()
+            stopping.start()
+            stopping.join(1.0)
 
     # --- What the thread that plays does. ---
 
