@@ -31,6 +31,9 @@ _FRAMES = 60.0  # drawn in a second at most
 _SPEEDS = {"1/10": 0.1, "1/4": 0.25, "1/2": 0.5, "1": 1.0, "2": 2.0, "4": 4.0}
 _SIDES = ("Left", "Right", "Away", "Nearer")
 _SIDE_KEYS: tuple[Any, ...] = ("J", "L", "I", "K")  # free of those that move viser's camera
+_FIELD_OF_VIEW = 60.0  # mjviser's, in degrees
+_SMALL = 4.0  # planes up to so many extents of a model
+_COLLISIONS = 3  # the group in which models keep them, by MuJoCo's custom
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -85,7 +88,9 @@ def view(
         say(f"port {port} is taken, so this is port {free}")
     if host not in _LOOPBACK:
         say(f"whoever reaches {host} over the network can watch, and use the controls")
-    viewer = Viewer(player, str(env), [] if run is None else list(run.seed_numbers), host, free)
+    seeds = [] if run is None else list(run.seed_numbers)
+    collisions = bool(gorl.placeholder_meshes(loaded))
+    viewer = Viewer(player, str(env), seeds, host, free, collisions=collisions)
     print(f"{viewer.url}  (Ctrl-C ends it)", flush=True)
     with contextlib.closing(viewer), Stop("the viewer ends") as stop:
         stop.heed()
@@ -148,6 +153,7 @@ class Viewer:
     - `name`: the environment's.
     - `seeds`: the numbers of the seeds whose policies act; none without policies.
     - `host`, `port`: where the page is.
+    - `collisions`: show what collides as well, as where meshes are missing.
 
     **Attributes:**
 
@@ -156,7 +162,9 @@ class Viewer:
     - `num_frames`: frames drawn so far.
     """
 
-    def __init__(self, player: Player, name: str, seeds: Sequence[int], host: str, port: int):
+    def __init__(
+        self, player: Player, name: str, seeds: Sequence[int], host: str, port: int, *, collisions: bool = False
+    ):
         import copy
 
         import mjviser
@@ -175,10 +183,14 @@ class Viewer:
         # Its button would send the page through a server of somebody else's.
         self._server.request_share_url = lambda *_, **__: None
         self._colour(is_dark=False)
+        self._server.gui.main_panel.dock_right()  # rather than in front of the robot
         # A copy, since it changes how the model looks.
-        self._scene = mjviser.ViserMujocoScene(self._server, copy.copy(player.model), 1)
+        self._scene = mjviser.ViserMujocoScene(self._server, with_floors(copy.copy(player.model)), 1)
         # The robot stays in the middle if it can run away. Others stay where they are.
         self._scene.camera_tracking_enabled = gorl.internal.runaway(player.model) is not None
+        if collisions:
+            self._scene.geom_groups_visible[_COLLISIONS] = True
+            self._scene.rebuild_visual_handles()
         self._is_stale = True
         self._scene.set_refresh_handler(lambda: self._ask(self._touch))
         self._add_controls()
@@ -310,19 +322,14 @@ class Viewer:
 
     def _add_playing(self, gui: "viser.GuiApi") -> None:
         self._play_button = gui.add_button("Pause", hint="Space")
-        step, reset = (
-            gui.add_button("Step", hint="Take one action (N)."),
-            gui.add_button("Reset", hint="Begin anew (R)."),
+        others = gui.add_button_group(
+            "Episode", ("Step", "Reset"), hint="Take one action (N), or begin the next episode (R)."
         )
         keys: tuple[Any, ...] = ("space", "N", "R")
-        for button, label, key, action in zip(
-            (self._play_button, step, reset),
-            ("Pause or play", "Step", "Reset"),
-            keys,
-            (lambda: self._pause(not self.is_paused), self._step_once, self._restart),
-            strict=True,
-        ):
-            button.on_click(lambda _, action=action: self._ask(action))
+        actions = {"Pause": lambda: self._pause(not self.is_paused), "Step": self._step_once, "Reset": self._restart}
+        self._play_button.on_click(lambda _: self._ask(actions["Pause"]))
+        others.on_click(lambda event: self._ask(actions[event.target.value]))
+        for key, (label, action) in zip(keys, actions.items(), strict=True):
             gui.add_command(label, hotkey=key).on_trigger(lambda _, action=action: self._ask(action))
         speed = gui.add_dropdown("Speed", tuple(_SPEEDS), initial_value="1", hint="Times real time.")
         speed.on_update(lambda _: self._ask(self._clock.__setattr__, "speed", _SPEEDS[speed.value]))
@@ -430,14 +437,42 @@ def _towards(side: str, client: "viser.ClientHandle | None") -> np.ndarray:
     return np.array([x, y, 0.0])
 
 
+def with_floors(model: Any) -> Any:
+    """A model whose small planes are thin boxes. mjviser draws every plane as a grid without end."""
+    import mujoco
+
+    kinds: Any = mujoco.mjtGeom  # pyright: ignore[reportAttributeAccessIssue]
+    thickness = 0.002 * model.stat.extent
+    for geom in np.flatnonzero(model.geom_type == kinds.mjGEOM_PLANE):
+        width, length, _ = model.geom_size[geom]
+        if 0 < width <= _SMALL * model.stat.extent and 0 < length <= _SMALL * model.stat.extent:
+            rotation = np.empty(9)
+            mujoco.mju_quat2Mat(rotation, model.geom_quat[geom])  # pyright: ignore[reportAttributeAccessIssue]
+            model.geom_type[geom] = kinds.mjGEOM_BOX
+            model.geom_size[geom, 2] = thickness
+            model.geom_pos[geom] -= thickness * rotation.reshape(3, 3)[:, 2]
+    return model
+
+
 def _camera(player: Player) -> dict[str, float]:
-    """Where the camera begins."""
+    """Where the camera begins: by its distance and its angles in degrees."""
     model, data = player.model, player.data
     root = gorl.internal.runaway(model)
-    azimuth = float(model.vis.global_.azimuth)
-    if root is None:
+    azimuth, half = float(model.vis.global_.azimuth), math.radians(_FIELD_OF_VIEW / 2)
+    if root is not None:
+        geoms = model.body_rootid[model.geom_bodyid] == root
+        reach = np.linalg.norm(data.geom_xpos[geoms] - data.xpos[root], axis=1) + model.geom_rbound[geoms]
+        distance = 1.3 * float(reach.max(initial=0.1)) / math.sin(half)
+        return {"camera_distance": distance, "camera_azimuth": azimuth, "camera_elevation": 15.0}
+    fixed = np.flatnonzero(model.body_weldid[model.cam_bodyid] == 0)
+    if fixed.size == 0:
         return {"camera_distance": 1.5 * float(model.stat.extent), "camera_azimuth": azimuth, "camera_elevation": 30.0}
-    geoms = model.body_rootid[model.geom_bodyid] == root
-    reach = np.linalg.norm(data.geom_xpos[geoms] - data.xpos[root], axis=1) + model.geom_rbound[geoms]
-    distance = 1.3 * float(reach.max(initial=0.1)) / math.sin(math.radians(30))
-    return {"camera_distance": distance, "camera_azimuth": azimuth, "camera_elevation": 15.0}
+    # As the first camera of the model sees it.
+    camera = int(fixed[0])
+    x, y, z = -data.cam_xmat[camera].reshape(3, 3)[:, 2]
+    far = np.linalg.norm(data.cam_xpos[camera] - model.stat.center)
+    distance = float(far) * math.tan(math.radians(model.cam_fovy[camera]) / 2) / math.tan(half)
+    elevation = min(math.degrees(math.asin(min(1.0, -z))), 89.0)  # at 90 the side that is up is unknown
+    if math.hypot(x, y) > 1e-3:
+        azimuth = math.degrees(math.atan2(y, x))
+    return {"camera_distance": distance, "camera_azimuth": azimuth, "camera_elevation": elevation}

@@ -1,6 +1,7 @@
 """`gorl view`: an episode that a person reaches into, against physics by hand and a browser."""
 
 import contextlib
+import copy
 import json
 import os
 import shutil
@@ -14,12 +15,13 @@ import urllib.request
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import mujoco
 import numpy as np
 import pytest
 
 import gorl
 from gorl_cli._player import PUSH_SECONDS, Clock, Player
-from gorl_cli._view import Viewer, free_port
+from gorl_cli._view import Viewer, free_port, with_floors
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 DRIVER = shutil.which("chromedriver")
@@ -203,6 +205,21 @@ def test_a_command_of_playgrounds_kind_is_one_of_its_state():
     after = changed(State({"command": jnp.array([7.0, 8.0, 9.0]), "other": jnp.ones(2)}))
     np.testing.assert_array_equal(after.info["command"], [1.0, 8.0, 3.0])
     np.testing.assert_array_equal(after.info["other"], [1.0, 1.0])
+
+
+# --- What is shown. ---
+
+
+@pytest.mark.parametrize(("name", "num_planes"), [("MultiGoal", 2), ("CheetahRun", 0)])
+def test_small_planes_become_boxes_whose_top_is_where_the_plane_is(name, num_planes):
+    model = gorl.internal.scene(gorl.load_environment(gorl.EnvConfig(name)).env.whole).model
+    planes = np.flatnonzero(model.geom_type == mujoco.mjtGeom.mjGEOM_PLANE)
+    changed = with_floors(copy.copy(model))
+    boxes = np.flatnonzero(changed.geom_type[planes] == mujoco.mjtGeom.mjGEOM_BOX)
+    assert len(boxes) == num_planes  # the other is a floor that a robot runs along
+    tops = changed.geom_pos[planes, 2] + changed.geom_size[planes, 2]
+    np.testing.assert_allclose(tops[boxes], model.geom_pos[planes, 2][boxes], atol=1e-9)
+    assert (model.geom_type[planes] == mujoco.mjtGeom.mjGEOM_PLANE).all()
 
 
 # --- Real time. ---
