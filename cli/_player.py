@@ -9,7 +9,7 @@ from jaxtyping import Float
 import gorl
 
 PUSH_SECONDS = 0.2
-_MOST_BEHIND = 0.1  # seconds that a player may lag behind before it gives up catching up
+_MOST_BEHIND = 0.25  # seconds that a player may lag behind before it gives up catching up
 
 
 class Player:
