@@ -66,7 +66,7 @@ class Player:
         self._state, moment, self._keys = gorl.internal.start_live(self._env, self._pose_of, key)
         self.total, self.num_steps, self.is_over = 0.0, 0, False
         self._push, self._pull = (0, np.zeros((self.num_bodies, 6), np.float32)), None
-        self._show(moment)
+        gorl.internal.show(self.model, self.data, moment)
 
     def step(self) -> None:
         """Takes one action, unless the episode is over."""
@@ -78,7 +78,7 @@ class Player:
         self.total += float(moment.reward)
         self.num_steps += 1
         self.is_over = bool(moment.done)
-        self._show(moment)
+        gorl.internal.show(self.model, self.data, moment)
 
     def push(self, body: int, force: Float[np.ndarray, "3"]) -> None:
         """Lets a force in N act on the centre of mass of a body for [`PUSH_SECONDS`][]."""
@@ -137,17 +137,6 @@ class Player:
             np.array([self.fixed.get(name, 0.0) for name in self.commands], np.float32),
             np.array([name in self.fixed for name in self.commands], bool),
         )
-
-    def _show(self, moment: gorl.internal.Moment) -> None:
-        """Takes over where everything is. A simulation that blew up stays at its last finite pose."""
-        fields = {name: np.asarray(value) for name, value in moment.pose.items()}
-        velocity = np.asarray(moment.velocity)
-        if velocity.size == self.model.nv:
-            fields["qvel"] = velocity
-        if all(np.isfinite(value).all() for value in fields.values()):
-            for name, value in fields.items():
-                getattr(self.data, name)[:] = value
-            self._mujoco.mj_forward(self.model, self.data)
 
     def _warm_up(self) -> None:
         """Compiles the step, so that the first action is as fast as the others."""

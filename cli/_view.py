@@ -84,13 +84,13 @@ def view(
         gorl.internal.load_for(env, gorl.of_seed(policies, index))
     spread = float(stochastic if run is not None else actions != "zero")
     player = Player(loaded, policies, seed=index, key=key, spread=spread)
-    if free != port:
-        say(f"port {port} is taken, so this is port {free}")
     if host not in _LOOPBACK:
         say(f"whoever reaches {host} over the network can watch, and use the controls")
     seeds = [] if run is None else list(run.seed_numbers)
     collisions = bool(gorl.placeholder_meshes(loaded))
     viewer = Viewer(player, str(env), seeds, host, free, collisions=collisions)
+    if viewer.port != port:
+        say(f"port {port} is taken, so this is port {viewer.port}")
     print(f"{viewer.url}  (Ctrl-C ends it)", flush=True)
     with contextlib.closing(viewer), Stop("the viewer ends") as stop:
         stop.heed()
@@ -157,7 +157,7 @@ class Viewer:
 
     **Attributes:**
 
-    - `url`: where the page is.
+    - `port`, `url`: where the page is.
     - `is_paused`: whether the episode waits.
     - `num_frames`: frames drawn so far.
     """
@@ -179,7 +179,8 @@ class Viewer:
         with contextlib.redirect_stdout(io.StringIO()):  # it prints a panel
             self._server = viser.ViserServer(host, port, label=f"gorl view: {name}", verbose=False)
         shown = f"[{host}]" if ":" in host else host
-        self.url = f"http://{shown}:{self._server.get_port()}"
+        self.port = self._server.get_port()
+        self.url = f"http://{shown}:{self.port}"
         # Its button would send the page through a server of somebody else's.
         self._server.request_share_url = lambda *_, **__: None
         self._colour(is_dark=False)

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -101,6 +102,29 @@ def step_live(
         state, (after, reward) = under_force(state, jnp.asarray(reach.force), step)
     after = dataclasses.replace(after, state=state)
     return after, _seen(after, pose_of, reward)
+
+
+def show(model: Any, data: Any, moment: Moment) -> None:
+    """Writes what is seen of a state into MuJoCo's data, and derives the rest. What is not finite changes nothing.
+
+    **Arguments:**
+
+    - `model`, `data`: MuJoCo's model of the scene, and data of it.
+    - `moment`: what is seen.
+    """
+    import mujoco
+
+    from ._env._quiet import without_warnings
+
+    fields = {name: np.asarray(value) for name, value in moment.pose.items()}
+    velocity = np.asarray(moment.velocity)
+    if velocity.size == model.nv:
+        fields["qvel"] = velocity
+    if all(np.isfinite(value).all() for value in fields.values()):
+        for name, value in fields.items():
+            getattr(data, name)[:] = value
+        with without_warnings():
+            mujoco.mj_forward(model, data)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def reachable(env: EpisodicEnv) -> tuple[int, dict[str, Command]]:

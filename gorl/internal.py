@@ -17,6 +17,7 @@ from ._live import (
     Moment as Moment,
     Reach as Reach,
     reachable as reachable,
+    show as show,
     start_live as start_live,
     step_live as step_live,
 )

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import dataclasses
 import json
 import os
 import shutil
@@ -164,7 +165,7 @@ def test_a_command_holds_until_it_is_given_back(player, floating):
     assert player.total % 1 > 0
 
 
-def test_noise_of_the_sensors_stays_when_a_command_changes():
+def test_noise_of_the_sensors_stays_when_a_command_changes_and_forces_come_and_go():
     env = gorl.load_environment(gorl.EnvConfig(Floating(), randomization="noise=0.1"))
     episode = env.start(jax.random.key(1))
     state = gorl._env.with_commands(env.env.whole, episode.state, jnp.array([9.0, 0.0]), jnp.array([True, False]))
@@ -173,6 +174,27 @@ def test_noise_of_the_sensors_stays_when_a_command_changes():
     np.testing.assert_allclose(changed, [9.0 - drawn[0], *np.zeros(9)], atol=1e-5)
     assert np.abs(np.asarray(state.obs)[2:]).max() > 0.01
     np.testing.assert_allclose(state.data.userdata, [9.0, drawn[1]])
+
+    force = jnp.zeros((3, 6)).at[1, 2].set(5.0)
+    after, seen = gorl._env.under_force(state, force, lambda state: (state, state.data.xfrc_applied))
+    np.testing.assert_array_equal(seen, force)
+    np.testing.assert_array_equal(after.data.xfrc_applied, np.zeros((3, 6)))
+    own = state.data.replace(xfrc_applied=2 * force)  # a task that pushes by itself
+    pushing = dataclasses.replace(state, state=dataclasses.replace(state.state, data=own))
+    kept, _ = gorl._env.under_force(state, force, lambda _: (pushing, None))
+    np.testing.assert_array_equal(kept.data.xfrc_applied, 2 * force)
+
+
+def test_a_simulation_that_blew_up_stays_at_its_last_pose(player):
+    before = player.data.qpos.copy()
+    moment = gorl.internal.Moment(
+        {"qpos": jnp.full(8, jnp.nan)}, jnp.zeros(7), jnp.zeros(()), jnp.zeros((), int), jnp.ones((), bool)
+    )
+    gorl.internal.show(player.model, player.data, moment)
+    np.testing.assert_array_equal(player.data.qpos, before)
+    shifted = jnp.asarray(before + np.eye(8)[0], jnp.float32)
+    gorl.internal.show(player.model, player.data, dataclasses.replace(moment, pose={"qpos": shifted}))
+    np.testing.assert_allclose(player.data.xpos[1], [1.0, 0.0, 0.0], atol=1e-6)
 
 
 def test_the_commands_of_playgrounds_joysticks_have_their_ranges():
