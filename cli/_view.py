@@ -32,6 +32,7 @@ _SPEEDS = {"1/10": 0.1, "1/4": 0.25, "1/2": 0.5, "1": 1.0, "2": 2.0, "4": 4.0}
 _SIDES = ("Left", "Right", "Away", "Nearer")
 _SIDE_KEYS: tuple[Any, ...] = ("J", "L", "I", "K")  # free of those that move viser's camera
 _FIELD_OF_VIEW = 60.0  # mjviser's, in degrees
+_INTENSITY = 0.8  # mjviser's, of the light from around
 _SMALL = 4.0  # planes up to so many extents of a model
 _COLLISIONS = 3  # the group in which models keep them, by MuJoCo's custom
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -228,6 +229,15 @@ class Viewer:
         """Whether a browser shows the page."""
         return bool(self._server.get_clients())
 
+    def light(self, *, is_plain: bool) -> None:
+        """Lights the scene with or without shadows and reflections."""
+        scene = self._server.scene
+        scene.configure_default_lights(cast_shadow=not is_plain)
+        if is_plain:
+            scene.configure_environment_map(None)
+        else:
+            scene.configure_environment_map(environment_intensity=_INTENSITY)
+
     def close(self) -> None:
         """Closes the page."""
         # With a browser that shows the page it takes five seconds, which nobody has to wait for.
@@ -315,6 +325,8 @@ class Viewer:
         with tabs.add_tab("Camera"):
             dark = gui.add_checkbox("Dark page", False)
             dark.on_update(lambda _: self._colour(is_dark=dark.value))
+            plain = gui.add_checkbox("Plain light", False, hint="Faster where no GPU draws the page.")
+            plain.on_update(lambda _: self.light(is_plain=plain.value))
             self._scene.create_scene_gui(**_camera(self._player))
         with tabs.add_tab("Show"):
             self._scene.create_overlay_gui()

@@ -411,6 +411,7 @@ def test_a_browser_shows_the_robot_and_its_controls_work(served, player):
     from selenium.webdriver.support.ui import WebDriverWait
 
     viewer, thread = served
+    viewer.light(is_plain=True)  # shadows take a processor that draws many seconds
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
     for option in (
