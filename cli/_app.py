@@ -319,6 +319,32 @@ def render(
 
 
 @app.command()
+def view(
+    target: Annotated[str, typer.Argument(metavar="RUN|ENV", help="The directory of a run, or an environment.")],
+    host: Annotated[
+        str, typer.Option(help="The address of the page; 0.0.0.0 shows it to the whole network.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="The port of the page; if it is taken, the next one that is not.")] = 8080,
+    stochastic: Stochastic = False,
+    seed: PolicySeed = None,
+    actions: Annotated[
+        str | None, typer.Option(help="How to act in an environment: random (by default) or zero.")
+    ] = None,
+    key: EpisodeKey = 0,
+    command: Commands = None,
+) -> None:
+    """Watch the best policies of a run act in the browser, live: pause, push, draw latents. Or look at an environment.
+
+    Ctrl-C ends it. Nobody else on the network sees the page, unless --host says so.
+    """
+    from ._view import view as view_live
+
+    view_live(
+        target, host=host, port=port, seed=seed, stochastic=stochastic, actions=actions, key=key, commands=command
+    )
+
+
+@app.command()
 def plot(
     runs: Annotated[list[pathlib.Path], typer.Argument(metavar="RUN...", help="Directories of runs.")],
     out: Annotated[pathlib.Path | None, typer.Option("-o", "--out", help="The file: .png, .pdf or .svg.")] = None,

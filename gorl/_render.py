@@ -165,7 +165,7 @@ class _FreeView:
 
         self._camera = mujoco.MjvCamera()  # pyright: ignore[reportAttributeAccessIssue]
         mujoco.mjv_defaultFreeCamera(model, self._camera)  # pyright: ignore[reportAttributeAccessIssue]
-        self._root = _runaway(model)
+        self._root = runaway(model)
         moves = (model.body_weldid > 0) | (model.body_mocapid >= 0)
         # Other objects, such as a ball, may be anywhere.
         drawn = moves if self._root is None else model.body_rootid == self._root
@@ -213,7 +213,7 @@ def _camera_index(model: Any, name: str | None) -> int:
     names = [model.camera(index).name for index in range(model.ncam)]
     if name is None:
         following = (mujoco.mjtCamLight.mjCAMLIGHT_TRACK, mujoco.mjtCamLight.mjCAMLIGHT_TRACKCOM)  # pyright: ignore[reportAttributeAccessIssue]
-        may_be_first = np.isin(model.cam_mode, following) | (_runaway(model) is None)
+        may_be_first = np.isin(model.cam_mode, following) | (runaway(model) is None)
         return int(np.argmax(may_be_first)) if may_be_first.any() else -1
     if name in names:
         return names.index(name)
@@ -222,7 +222,7 @@ def _camera_index(model: Any, name: str | None) -> int:
     raise unknown_name("camera", name, {*filter(None, names), _FREE})
 
 
-def _runaway(model: Any) -> int | None:
+def runaway(model: Any) -> int | None:
     """The root body of a robot that moves freely; `None` if it is fixed."""
     import mujoco
 

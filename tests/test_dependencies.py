@@ -93,7 +93,7 @@ def test_what_is_imported_is_declared(folder):
     declared = {normalised(Requirement(text).name) for text in PROJECT["dependencies"]}
     optional = {
         normalised(Requirement(text).name)
-        for extra in ("tensorboard", "wandb", "video", "onnx", "report")
+        for extra in ("tensorboard", "wandb", "video", "onnx", "report", "view")
         for text in PROJECT["optional-dependencies"][extra]
     }
     for path in (ROOT / folder).rglob("*.py"):
@@ -134,6 +134,7 @@ for arguments in (
     assert run(*arguments) == 0, arguments
 assert run("export", run_directory, "-o", "policy.onnx") == 2
 assert run("report", run_directory) == 2
+assert run("view", run_directory) == 2
 """
 
 CALL = """

@@ -12,7 +12,7 @@ import render_oracle
 
 import gorl
 from gorl._env import scene
-from gorl._render import _camera_index, _runaway
+from gorl._render import _camera_index, runaway
 
 CAMERAS = '<camera name="side" pos="0 -1 0"/><camera pos="0 0 1"/><camera name="track" pos="0 1 0" mode="trackcom"/>'
 
@@ -164,11 +164,11 @@ def test_the_camera_of_a_robot_that_can_run_away_is_the_first_that_follows_it():
 )
 def test_a_robot_can_run_away_on_a_joint_without_end(joints, runs_away):
     robot = f'<body mocap="true"/><body>{joints}<geom size=".1"/><body><joint/><geom size=".1"/></body></body>'
-    assert _runaway(model_of(robot)) == (2 if runs_away else None)
+    assert runaway(model_of(robot)) == (2 if runs_away else None)
 
 
 def test_the_outermost_body_is_followed_wherever_its_joint_is():
-    assert _runaway(model_of('<body><geom size=".1"/><body><joint type="slide"/><geom size=".1"/></body></body>')) == 1
+    assert runaway(model_of('<body><geom size=".1"/><body><joint type="slide"/><geom size=".1"/></body></body>')) == 1
 
 
 def test_multigoal_is_seen_from_above():

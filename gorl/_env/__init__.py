@@ -29,6 +29,12 @@ from ._implementation import check_implementation
 from ._multigoal import MultiGoal as MultiGoal
 from ._parts import chosen_parts
 from ._randomization import Randomization, own_draw, parse_randomization
+from ._reach import (
+    commands_of as commands_of,
+    num_bodies as num_bodies,
+    under_force as under_force,
+    with_commands as with_commands,
+)
 from ._robot import MujocoEnv as MujocoEnv, MujocoState as MujocoState
 from ._scene import Pose as Pose, Scene as Scene
 from ._wrapped import check_bare

@@ -2,6 +2,7 @@
 
 import abc
 import copy
+import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -229,6 +230,12 @@ class MujocoEnv(abc.ABC):
             lambda part: jnp.where(broken, 0.0, part), (self._observation(data), reward, metrics)
         )
         return MujocoState(data, obs, reward, broken | terminates, metrics, command_key)
+
+    def with_commands(self, state: MujocoState, values: Float[Array, " commands"]) -> MujocoState:
+        """A state whose commands have these values, in the order of `commands`, until the next ones are drawn."""
+        own = state.data.userdata[: self.mj_model.nuserdata - len(self.commands)]
+        data = state.data.replace(userdata=jnp.concatenate([own, values.astype(own.dtype)]))
+        return dataclasses.replace(state, data=data, obs=self._observation(data))
 
     def randomize(self, model: Model, key: RandomKey) -> dict[str, Array]:
         """Draws fields of the model for an episode; none, unless a task has a method of its own.
