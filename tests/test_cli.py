@@ -213,7 +213,7 @@ def test_bad_input_leaves_no_directory_of_its_own_either(command, tmp_path, monk
 
 @pytest.mark.usefixtures("not_followed")
 def test_a_run_that_came_and_went_meanwhile_is_left_as_it_is(command, tmp_path, monkeypatch):
-    def iterate(*_):
+    def iterate(*_, **__):
         (tmp_path / "run").mkdir()
         (tmp_path / "run" / "run.json").write_text("precious")
 
