@@ -32,6 +32,7 @@ _LINES = [
     {"color": COLOURS[index % 7], "linestyle": _DASHES[2 * (index // 14) + index % 2], "zorder": 2 + 0.1 * (index % 2)}
     for index in range(28)
 ]
+_MANY_SEEDS = 32  # up to so many have a line each
 _COLUMN, _PAGE = 3.4, 7.0  # the widths of a column and of a page with two of them, in inches
 _STYLE: dict[Any, Any] = {
     "font.size": 9,
@@ -101,9 +102,10 @@ def learning_curves(curves: Sequence[RunCurve], title: str = "", quantity: str =
 
     The line is the mean over the seeds. The band is the 95 % interval of the mean; of fewer than ten seeds it is the
     smallest and the largest. A seed that diverged is left out where its returns are NaN, and the picture says how many
-    did. A single run has a thin line for each seed, with a cross where it diverged. Dotted lines mark the beginning of
-    a stage. They cross the picture if all runs share them; if not, they are short and in the colour of the run. The
-    picture is one column wide for up to four runs, one page wide for more.
+    did. A single run has a thin line for each seed, with a cross where it diverged; of many seeds it has a light band
+    with nine tenths of them. Dotted lines mark the beginning of a stage. They cross the picture if all runs share them;
+    if not, they are short and in the colour of the run. The picture is one column wide for up to four runs, one page
+    wide for more.
     """
     with matplotlib.rc_context(_STYLE):
         is_alone = len(curves) == 1
@@ -305,7 +307,9 @@ def _legend_size(labels: Sequence[str], width: float) -> tuple[int, float]:
 def _seeds(curves: Sequence[RunCurve]) -> str:
     """The number of seeds, and for a single run how many diverged. For several runs the legend says that."""
     counts = sorted({len(curve.returns) for curve in curves})
-    said = f"{' or '.join(map(str, counts))} seed{'s' * (counts != [1])}"
+    said = f"{' or '.join(f'{count:,}' for count in counts)} seed{'s' * (counts != [1])}"
+    if len(curves) == 1 and counts[0] > _MANY_SEEDS:
+        said += " (light: 90 % of them)"
     diverged = curves[0].num_diverged if len(curves) == 1 else 0
     together = f"{diverged} diverged (×)".replace(" ", "\N{NO-BREAK SPACE}")  # keeps it on one line
     return f"{said}, {together}" if diverged else said
@@ -318,9 +322,17 @@ def _label(curve: RunCurve) -> str:
 
 
 def _draw_seeds(axes: Axes, curve: RunCurve, line: dict[str, Any]) -> None:
-    """A thin line for each seed, with a cross at its last evaluation before it diverged."""
+    """A thin line for each seed, with a cross at its last evaluation before it diverged.
+
+    Of many seeds it is a band that holds nine tenths of them.
+    """
     for here in _of_each_stage(curve):
-        axes.plot(curve.env_steps[here], curve.returns[:, here].T, linewidth=0.5, alpha=0.5, **line)
+        steps, returns = curve.env_steps[here], curve.returns[:, here]
+        if len(returns) <= _MANY_SEEDS:
+            axes.plot(steps, returns.T, linewidth=0.5, alpha=0.5, **line)
+        elif (known := np.isfinite(returns).any(axis=0)).any():
+            low, high = np.nanpercentile(returns[:, known], [5, 95], axis=0)
+            axes.fill_between(steps[known], low, high, color=line["color"], alpha=0.12, linewidth=0)
     is_there = np.isfinite(curve.returns)
     seeds, last = np.nonzero(is_there[:, :-1] & ~is_there[:, 1:])
     lost = curve.env_steps[last], curve.returns[seeds, last]

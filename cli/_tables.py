@@ -11,6 +11,8 @@ from ._process import plain_console
 from ._progress import finite_mean
 from ._run import Run
 
+_LISTED = 16  # seeds of which each is named; of more there is a summary
+
 
 def new_table(*columns: str, title: str | None = None, left: Collection[str] = ()) -> rich.table.Table:
     """An empty table. Its columns are aligned to the right, those in `left` to the left."""
@@ -79,20 +81,22 @@ def summary(run: Run, result: gorl.Result, wall_seconds: float) -> None:
             f"{first / best_before:.0%}" if best_before else "",
             f"{np.mean(result.fits.validation_loss[:, stage]):.3f}" if is_refined else "",
             f"{np.mean(result.fits.num_epochs[:, stage]):.0f}" if is_refined else "",
-            *[", ".join(diverged_here)] * any_diverged,
+            *[_listed(diverged_here)] * any_diverged,
         )
         best_before = best
     console.print(table)
-    for index in np.flatnonzero(diverged_at >= 0):
+    diverged = np.flatnonzero(diverged_at >= 0)
+    for index in diverged[:_LISTED]:
         why = gorl.Divergence(int(result.divergence[index])).description
         is_known = np.isfinite(result.curve.mean_return[index]).any()
         unknown = "" if is_known else "; no evaluation had a finite return, so its policy is the latest one"
         console.print(f"seed {run.seed_numbers[index]} diverged: {why}{unknown}", soft_wrap=True)
+    if diverged.size > _LISTED:
+        console.print(f"and {diverged.size - _LISTED} more seeds diverged; {run.curve_file.name} says why")
     best_returns = np.asarray(result.returns).mean(axis=1)
-    of_seeds = ", ".join(f"{mean:.1f}" for mean in best_returns)
     console.print(
         f"best policies on {result.returns.shape[1]} fresh episodes: mean return {best_returns.mean():.1f}"
-        f" (seeds from {run.first_seed}: {of_seeds})",
+        f" ({_of_seeds(best_returns, run.first_seed)})",
         soft_wrap=True,
     )
     console.print(
@@ -100,3 +104,16 @@ def summary(run: Run, result: gorl.Result, wall_seconds: float) -> None:
         f"in {run.directory}",
         soft_wrap=True,
     )
+
+
+def _of_seeds(returns: np.ndarray, first_seed: int) -> str:
+    """The return of each seed; of many seeds the quartiles."""
+    if returns.size <= _LISTED:
+        return f"seeds from {first_seed}: {', '.join(f'{mean:.1f}' for mean in returns)}"
+    quartiles = ", ".join(f"{quartile:.1f}" for quartile in np.nanpercentile(returns, [0, 25, 50, 75, 100]))
+    return f"{returns.size:,} seeds; lowest, quartiles and highest: {quartiles}"
+
+
+def _listed(words: list[str]) -> str:
+    more = len(words) - _LISTED
+    return ", ".join(words[:_LISTED]) + (f" and {more} more" if more > 0 else "")

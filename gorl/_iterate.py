@@ -95,7 +95,7 @@ def finish(config: Config, state: TrainState) -> Result:
     config, _ = prepare(config)
     check_batch(config, state.key)
     state, _ = _apart(state)
-    return _result_of_seeds(config, on_one_device(state) if state.key.ndim else state)
+    return _result_of_seeds(config, on_one_device(state))
 
 
 def state_shapes(config: Config, key: RandomKeys) -> TrainState:
@@ -129,7 +129,7 @@ def _begin(
     if not isinstance(start, TrainState):
         state = _init_seeds(config, env, mesh, start)
     elif mesh is None:
-        state = start
+        state = on_one_device(start)
     else:
         placed = map(on_mesh, _apart(start), shardings(mesh, has_seeds=start.key.ndim > 0))
         state = _together(*placed)

@@ -76,11 +76,14 @@ def mesh_of(config: Config, keys: RandomKeys, mesh: Mesh | None) -> Mesh | None:
 
     **Raises:**
 
-    `gorl.InputError` if a mesh has other axes, or does not divide the seeds or the environments.
+    `gorl.InputError` if a mesh has other axes, does not divide the seeds or the environments, or leaves devices out of
+    one process and not of another.
     """
     num_envs = config.learner.num_envs
     if mesh is None:
-        return default_mesh(keys.size, num_envs) if keys.ndim else None
+        mesh = default_mesh(keys.size, num_envs) if keys.ndim else None
+        if mesh is None:
+            return None
     if unknown := set(mesh.axis_names) - set(MESH_AXES):
         raise InputError(
             f"the mesh has an axis {min(map(str, unknown))!r}: call its axes {SEEDS!r} and {ENVIRONMENTS!r}, as in "
@@ -95,6 +98,13 @@ def mesh_of(config: Config, keys: RandomKeys, mesh: Mesh | None) -> Mesh | None:
                 f"the mesh has {mesh.shape[axis]} devices along {axis!r}, which do not divide {what}, {number}: take "
                 f"{fitting} along {axis!r}."
             )
+    indices = [device.process_index for device in mesh.devices.flat]
+    counts = [indices.count(index) for index in range(jax.process_count())]
+    if len(set(counts)) > 1:
+        raise InputError(
+            f"the processes have {', '.join(map(str, counts))} devices in the mesh: give a mesh with equally many of "
+            "each process, or as many seeds as there are devices."
+        )
     return mesh
 
 

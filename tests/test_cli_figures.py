@@ -507,3 +507,15 @@ def test_text_stays_text():
 def test_another_suffix_is_refused(suffix):
     with pytest.raises(gorl.InputError, match=r"give one of \.png, \.pdf, \.svg\.$"):
         encode(learning_curves([curve()]), suffix)
+
+
+def test_many_seeds_are_a_light_band_with_nine_tenths_of_them():
+    many = curve(seeds=1000)
+    axes = only_axes(learning_curves([many]))
+    assert axes.get_title(loc="left").replace("\n", " ") == "1,000 seeds (light: 90 % of them)"
+    # The mean of each stage, and the boundary; no line of a seed.
+    assert len([line for line in axes.get_lines() if line.get_marker() != "x" and len(line.get_xdata()) > 2]) == 1
+    light = axes.collections[0].get_paths()[0].vertices
+    low, high = np.sort(light[light[:, 0] == STEPS[1], 1])[[0, -1]]
+    of_seeds = many.returns[:, 1]
+    assert np.mean((of_seeds >= low) & (of_seeds <= high)) == 0.9

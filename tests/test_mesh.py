@@ -224,3 +224,16 @@ def test_a_mesh_that_does_not_fit_is_refused(shape, axes, seeds, message, tiny, 
     with pytest.raises(gorl.InputError, match=message):
         gorl.train(config, key, mesh=mesh)
     assert not compilations
+
+
+def test_a_mesh_that_leaves_out_a_process_is_refused(tiny, monkeypatch):
+    mesh = jax.make_mesh((2,), ("envs",))
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(gorl.InputError, match="the processes have 2, 0 devices in the mesh: give a mesh with equally"):
+        gorl.iterate(tiny, jax.random.key(0), mesh=mesh)
+
+
+def test_a_state_from_several_devices_goes_on_with_the_one_that_is_left(whole, tiny):
+    state = whole[0][0][1]
+    _, after = next(gorl.iterate(tiny, state))
+    assert {len(leaf.devices()) for leaf in jax.tree.leaves(after)} == {1}

@@ -56,7 +56,10 @@ def shardings(mesh: Mesh, *, has_seeds: bool) -> tuple[NamedSharding, NamedShard
 
 def on_one_device(tree: PyTree) -> PyTree:
     """Arrays on one device of this process. Every process that has a part of them must ask at the same time."""
-    if not all(leaf.is_fully_addressable for leaf in jax.tree.leaves(tree)):
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array)]
+    if all(len(leaf.sharding.device_set) == 1 for leaf in leaves):
+        return tree
+    if not all(leaf.is_fully_addressable for leaf in leaves):
         gather = functools.partial(multihost_utils.process_allgather, tiled=True)
         tree = jax.tree.map(functools.partial(through_key_data, gather), tree)
     return jax.device_put(tree, jax.local_devices()[0])
