@@ -205,6 +205,56 @@ def sweep(
 
 
 @app.command()
+def tune(
+    env: Env = "PointMass",
+    trials: Annotated[int, typer.Option(help="Trials of the whole study, those already done included.")] = 32,
+    search: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FIELD=LOW:HIGH",
+            help="Search a field: learner.learning_rate=1e-4:1e-2:log, learner.clip_epsilon=0.1:0.3, or "
+            "decoder.solver='Euler|Heun'. By default some numbers of the learner.",
+        ),
+    ] = None,
+    parallel: Annotated[int, typer.Option(help="Trials side by side.")] = 8,
+    prune: Annotated[
+        bool, typer.Option("--prune/--no-prune", help="Leave trials that return less than half of those before.")
+    ] = True,
+    set_: Set = None,
+    method: MethodName = "gorl-flow",
+    scale: Scale = "laptop",
+    seeds: Seeds = 2,
+    seed: FirstSeed = 0,
+    steps: Steps = None,
+    stages: Stages = None,
+    out: Out = None,
+    checkpoint_every: CheckpointEvery = 30.0,
+    log: Log = None,
+) -> None:
+    """Search for settings that return more, by Optuna, with trials that train side by side.
+
+    Ctrl-C saves everything and stops; the same command with the same --out goes on.
+    """
+    import gorl
+
+    from ._run import Run, new_directory
+    from ._settings import settings
+    from ._space import default_search, make_space, searches
+    from ._tune import Search, tune as tune_settings
+
+    texts, preset = settings(set_ or []), gorl.preset(env, scale, method)
+    asked = searches(search or []) or default_search(preset, texts)
+    space = make_space(preset, asked, texts, steps, stages)
+    directory = out or new_directory(str(preset.env), method, "tune")
+    _prepare_film(log or ())
+    run = Run(directory, space.config({}), method, seed, seeds, checkpoint_every, tuple(log or ()))
+    given = {"--method": method, "--scale": scale, "--steps": steps, "--stages": stages}
+    options = [word for name, value in given.items() if value is not None for word in (name, str(value))]
+    whole = Search(run, space, asked, options, parallel, prune)
+    raise typer.Exit(tune_settings(whole, trials, is_named=out is not None))
+
+
+@app.command()
 def resume(
     directory: Annotated[
         pathlib.Path, typer.Argument(metavar="RUN", help="The directory of a run or a sweep, stopped or finished.")

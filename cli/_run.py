@@ -26,7 +26,7 @@ from ._process import advice, command, say
 
 _FORMAT = 2
 _OLDEST_FORMAT = 2  # gorl reads every format from this one on
-RUN, SWEEP = "run.json", "sweep.json"
+RUN, SWEEP, TUNE = "run.json", "sweep.json", "tune.json"
 _CONFIG, _CHECKPOINTS, _LOCK = "config.json", "checkpoints", ".lock"
 _NUM_CHECKPOINTS = 2  # of a run that is not finished
 # The fields of a run that `run.json` holds, and their types.

@@ -17,7 +17,7 @@ from ._figures import encode, learning_curves
 from ._plot import run_curve
 from ._process import command, plain_console, plural
 from ._progress import finite_mean
-from ._run import SWEEP, Run, damaged, read_description, write_description
+from ._run import SWEEP, TUNE, Run, damaged, read_description, write_description
 from ._settings import Trial
 from ._tables import new_table
 from ._train import Job, OneRun, by_structure, table
@@ -36,11 +36,13 @@ class Sweep(Job):
     - `values`: for each run, the values of the fields that differ between runs, as a person typed them.
     - `texts`: everything that `--set` gave.
     - `options`: the other options that `gorl train` needs to train one of them.
+    - `seconds`: what all of it took; `None` to take it from the runs, which trained side by side where they could.
     """
 
     values: Mapping[str, Mapping[str, str]]
     texts: Mapping[str, str]
     options: Sequence[str]
+    seconds: float | None = None
 
     @staticmethod
     def of(
@@ -67,17 +69,21 @@ class Sweep(Job):
             raise damaged(directory / SWEEP) from error
         return Sweep(directory, {name: Run.open(place) for name, place in names.items()}, values, texts, options)
 
-    def create(self) -> None:
+    def write(self) -> None:
+        """Writes which runs there are."""
         content = {
             "set": self.texts,
             "options": self.options,
             "values": self.values,
             "runs": {name: run.directory.name for name, run in self.runs.items()},
         }
+        write_description(self.directory / SWEEP, content)
+
+    def create(self) -> None:
         try:
             for run in self.runs.values():
                 run.create()
-            write_description(self.directory / SWEEP, content)
+            self.write()
         except gorl.InputError:
             for run in self.runs.values():
                 shutil.rmtree(run.directory, ignore_errors=True)
@@ -153,8 +159,10 @@ class Sweep(Job):
         console.print(shown)
         changes = [word for name, value in {**self.texts, **values}.items() for word in ("--set", f"{name}={value}")]
         console.print(f"the best: {command('gorl', 'train', best.config.env, *self.options, *changes)}", soft_wrap=True)
-        groups = by_structure({name: run.config for name, run in self.runs.items()})
-        seconds = sum(summaries[names[0]]["wall_seconds"] for names in groups)
+        seconds = self.seconds
+        if seconds is None:
+            groups = by_structure({name: run.config for name, run in self.runs.items()})
+            seconds = sum(summaries[names[0]]["wall_seconds"] for names in groups)
         console.print(
             f"{seconds:.0f} s in all; {self.table_file.name}, {self.picture_file.name} and the runs are in "
             f"{self.directory}",
@@ -195,6 +203,10 @@ def open_job(directory: pathlib.Path, total_steps: int | None) -> Job:
     - `directory`: the directory.
     - `total_steps`: as for [`resume`][].
     """
+    if (directory / TUNE).exists():
+        raise gorl.InputError(
+            f"{directory} is a study of gorl tune: go on with the same gorl tune and --out {directory}."
+        )
     if (directory / SWEEP).exists():
         if total_steps is not None:
             raise gorl.InputError(
@@ -203,7 +215,9 @@ def open_job(directory: pathlib.Path, total_steps: int | None) -> Job:
         return Sweep.open(directory)
     run = Run.open(directory)
     # A run that was finished once may get longer by itself.
-    if (directory.absolute().parent / SWEEP).exists() and not run.policies_file.exists():
+    parent = directory.absolute().parent
+    is_of_sweep = (parent / SWEEP).exists() and not (parent / TUNE).exists()
+    if is_of_sweep and not run.policies_file.exists():
         raise gorl.InputError(
             f"the run in {directory} belongs to a sweep that is not finished: go on with "
             f"{command('gorl', 'resume', directory.parent)}."

@@ -71,6 +71,15 @@ class Job(abc.ABC):
         `results` has the runs that this process finished, each with its result and its seconds.
         """
 
+    @property
+    def way_on(self) -> str:
+        """The command that goes on with the job after it was stopped."""
+        return command("gorl", "resume", self.directory)
+
+    def goes_on(self, runs: Sequence[Run], rows: Sequence[list[Row]]) -> bool:
+        """Called after each evaluation with the rows of each run. With `False` the runs stop with a checkpoint."""
+        return True
+
     def moved(self, directory: pathlib.Path) -> Self:
         """The same job in another directory."""
         runs = {
@@ -112,7 +121,7 @@ class OneRun(Job):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Group:
+class Group:
     """Runs with configs of one structure. They train side by side, in programs that are compiled once."""
 
     runs: Mapping[str, Run]
@@ -146,8 +155,8 @@ def begin(job: Job, is_named: bool, mesh: Mesh | None = None) -> int:
     with job.writing():
         check_new(job.directory, is_named=True)  # another process may have used it since the first check
         job.create()
-        groups = [_Group({name: job.runs[name] for name in names}, *rest) for names, *rest in parts]
-        return _train(job, groups)
+        groups = [Group({name: job.runs[name] for name in names}, *rest) for names, *rest in parts]
+        return train_groups(job, groups)
 
 
 def resume(job: Job, total_steps: int | None = None, mesh: Mesh | None = None) -> int:
@@ -177,24 +186,24 @@ def resume(job: Job, total_steps: int | None = None, mesh: Mesh | None = None) -
             config = batch([left[name] for name in names], runs[0].seeds)
             keys = jnp.tile(runs[0].keys, len(runs))
             devices = devices_of_a_seed(config, keys, mesh)
-            state, note = _restored(runs, [left[name] for name in names], total_steps, devices)
+            state, note = restored(runs, [left[name] for name in names], total_steps, devices)
             # This checks that the runs can continue.
             steps = gorl.iterate(config, keys if state is None else state, mesh=mesh)
             parts.append((names, config, steps, devices, state, note))
         runs = {
             name: run if configs[name] == run.config else run.lengthen(configs[name]) for name, run in job.runs.items()
         }
-        return _train(job, [_Group({name: runs[name] for name in names}, *rest) for names, *rest in parts])
+        return train_groups(job, [Group({name: runs[name] for name in names}, *rest) for names, *rest in parts])
 
 
-def _restored(
+def restored(
     runs: Sequence[Run], configs: Sequence[gorl.Config], total_steps: int | None, devices: int
 ) -> tuple[gorl.TrainState | None, Mapping[str, Any]]:
     """The state that runs continue from, `None` at their beginning, and its note."""
     for run in runs:
         run.remove_unfinished()
-    restored = restore(runs, configs)
-    if restored is None:
+    found = restore(runs, configs)
+    if found is None:
         if runs[0].is_finished:
             raise gorl.InputError(
                 f"the run in {runs[0].directory} is finished and has no checkpoint any more, so it cannot get longer: "
@@ -202,13 +211,13 @@ def _restored(
             )
         say(f"{runs[0].directory} has no checkpoint yet: the run begins")
         return None, {}
-    before, now = restored[1]["versions"], versions()
+    before, now = found[1]["versions"], versions()
     changed = [f"{name} was {before[name]} and is {now[name]}" for name in now if before.get(name) != now[name]]
-    if (devices_before := restored[1].get("devices_of_a_seed", 1)) != devices:
+    if (devices_before := found[1].get("devices_of_a_seed", 1)) != devices:
         changed.append(f"a seed was on {plural(devices_before, 'device')} and is on {devices}")
     if changed:
         say(f"it will not be the same bit for bit as if it had not been stopped: {', '.join(changed)}")
-    return restored
+    return found
 
 
 def by_structure(configs: Mapping[str, gorl.Config]) -> list[list[str]]:
@@ -231,7 +240,7 @@ def batch(configs: Sequence[gorl.Config], seeds: int) -> gorl.Config:
 # --- The loop. ---
 
 
-def _train(job: Job, groups: Sequence[_Group]) -> int:
+def train_groups(job: Job, groups: Sequence[Group]) -> int:
     """Trains one group of runs after the other, and returns the exit code of the process."""
     for env in dict.fromkeys(run.config.env for run in job.runs.values()):
         say_placeholders(env)
@@ -257,15 +266,15 @@ def _train(job: Job, groups: Sequence[_Group]) -> int:
 
 def _unwritten(job: Job, error: OSError) -> int:
     why = f"the results could not be written to {job.directory} ({error.strerror})"
-    say(f"{why}: {advice(error)}, and {command('gorl', 'resume', job.directory)}")
+    say(f"{why}: {advice(error)}, and {job.way_on}")
     return 1
 
 
-def _follow(job: Job, group: _Group) -> list[tuple[Run, gorl.Result, float]] | int:
+def _follow(job: Job, group: Group) -> list[tuple[Run, gorl.Result, float]] | int:
     """Goes through the steps that are left, and writes checkpoints, curves and results.
 
     It returns the result and the seconds of each run, or an exit code if a signal stopped it or a disk is full. It
-    raises `GoneError` if a directory is gone.
+    raises `GoneError` if a directory is gone. Runs that the job does not let go on stop without a result.
     """
     runs, config, state = list(group.runs.values()), group.config, group.state
     seconds_before, wall_seconds = group.note.get("seconds", 0.0), list(group.note.get("wall_seconds", ()))
@@ -306,13 +315,15 @@ def _follow(job: Job, group: _Group) -> list[tuple[Run, gorl.Result, float]] | i
                     write = functools.partial(gorl.internal.write_whole, run.curve_file, table(of_run))
                     try_to_write([run], "no curve.csv", write, _TRY_AGAIN)
                     logger.write(of_run[-run.seeds :])
+                if not job.goes_on(runs, so_far) and checkpoint(state):
+                    return []
             if stop.exit_code is not None or time.monotonic() - last_saved >= runs[0].checkpoint_interval:
                 is_saved = checkpoint(state)
             if stop.exit_code is not None:
                 break
     if stop.exit_code is not None:
         what = "stopped" if is_saved else "stopped, and the latest steps could not be saved"
-        say(f"{what}; go on with: {command('gorl', 'resume', job.directory)}")
+        say(f"{what}; go on with: {job.way_on}")
         return stop.exit_code
     assert state is not None
     if not is_saved:
@@ -345,7 +356,7 @@ def _write_results(
     return written
 
 
-def _progress(job: Job, group: _Group) -> Progress:
+def _progress(job: Job, group: Group) -> Progress:
     run, *others = group.runs.values()
     seeds = plural(run.seeds, "seed")
     title = f"{plural(1 + len(others), 'setting')}, {seeds} each" if len(job.runs) > 1 else seeds
