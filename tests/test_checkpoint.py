@@ -24,7 +24,7 @@ def trained(tiny):
     """Untrained policies of three seeds, and one of a single seed: files do not care what the weights are."""
 
     def policy(key):
-        return gorl.finish(tiny, _init_seeds(*prepare(tiny), key)).policy
+        return gorl.finish(tiny, _init_seeds(*prepare(tiny), None, key)).policy
 
     return policy(jax.random.split(jax.random.key(0), 3)), policy(jax.random.key(1))
 
@@ -33,7 +33,7 @@ def trained(tiny):
 def states(tiny):
     """The states that runs of three seeds and of a single one begin with."""
     return tuple(
-        _init_seeds(*prepare(tiny), key) for key in (jax.random.split(jax.random.key(0), 3), jax.random.key(1))
+        _init_seeds(*prepare(tiny), None, key) for key in (jax.random.split(jax.random.key(0), 3), jax.random.key(1))
     )
 
 
@@ -167,7 +167,7 @@ def test_a_state_of_sac_comes_back_with_its_buffer(tiny, tmp_path, assert_same):
 
 
 def test_keys_of_another_kind_stay_what_they_are(tiny, tmp_path, assert_same):
-    state = _init_seeds(*prepare(tiny), jax.random.split(jax.random.key(0, impl="rbg"), 2))
+    state = _init_seeds(*prepare(tiny), None, jax.random.split(jax.random.key(0, impl="rbg"), 2))
     gorl.save_state(tmp_path / "state", state, tiny)
     loaded, _ = gorl.load_state(tmp_path / "state", tiny)
     assert jax.random.key_impl(loaded.key) == "rbg"
