@@ -92,9 +92,9 @@ def view(
     viewer = Viewer(player, str(env), seeds, host, free, collisions=collisions)
     if viewer.port != port:
         say(f"port {port} is taken, so this is port {viewer.port}")
-    print(f"{viewer.url}  (Ctrl-C ends it)", flush=True)
     with contextlib.closing(viewer), Stop("the viewer ends") as stop:
-        stop.heed()
+        stop.heed()  # before anybody is told how to end it
+        print(f"{viewer.url}  (Ctrl-C ends it)", flush=True)
         viewer.run(lambda: stop.exit_code is not None)
 
 

@@ -40,7 +40,9 @@ def test_one_seed_of_a_state(tiny, assert_same):
     like = state_shapes(tiny, keys)
 
     def filled(leaf):
-        return keys if leaf.dtype == keys.dtype else jnp.zeros(leaf.shape, leaf.dtype)
+        if leaf.dtype != keys.dtype:
+            return jnp.zeros(leaf.shape, leaf.dtype)
+        return jnp.broadcast_to(keys.reshape(3, *[1] * (leaf.ndim - 1)), leaf.shape)
 
     state = gorl.of_seed(jax.tree.map(filled, like), 1)
     assert state.key == keys[1]
