@@ -155,7 +155,7 @@ def test_a_state_of_sac_comes_back_with_its_buffer(tiny, tmp_path, assert_same):
 
     def fill(leaf):
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            return jax.random.key(7)
+            return jnp.broadcast_to(jax.random.key(7), leaf.shape)
         return jnp.asarray(
             numbers.integers(0, 2, leaf.shape) if leaf.dtype == bool else numbers.normal(size=leaf.shape) * 9,
             leaf.dtype,
