@@ -273,7 +273,7 @@ def begun(tiny, tmp_path, monkeypatch):
     key = jax.random.key(0)
 
     def zeros(leaf):
-        return key if leaf.dtype == key.dtype else jnp.zeros(leaf.shape, leaf.dtype)
+        return jnp.broadcast_to(key, leaf.shape) if leaf.dtype == key.dtype else jnp.zeros(leaf.shape, leaf.dtype)
 
     gorl.save_state(tmp_path / "state", jax.tree.map(zeros, state_shapes(config, key)), config)
     yield change, lambda: gorl.load_state(tmp_path / "state", config)
