@@ -142,7 +142,7 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(command, tmp_path, argumen
 @pytest.fixture
 def not_followed(monkeypatch):
     """Runs are begun, and end there: nothing is compiled."""
-    monkeypatch.setattr("gorl_cli._train._train", lambda *_: 0)
+    monkeypatch.setattr("gorl_cli._train.train_groups", lambda *_: 0)
 
 
 @pytest.mark.usefixtures("not_followed")
