@@ -198,8 +198,7 @@ def sweep(
     directory = out or new_directory(str(preset.env), method, "sweep")
     _prepare_film(log or ())
     run = Run(directory, chosen[0].config, method, seed, seeds, checkpoint_every, tuple(log or ()))
-    given = {"--method": method, "--scale": scale, "--steps": steps, "--stages": stages}
-    options = [word for name, value in given.items() if value is not None for word in (name, str(value))]
+    options = _options(method, scale, steps, stages)
     job = Sweep.of(directory, chosen, run, texts, options)
     raise typer.Exit(begin(job, is_named=out is not None, mesh=parse_mesh(mesh)))
 
@@ -248,8 +247,7 @@ def tune(
     directory = out or new_directory(str(preset.env), method, "tune")
     _prepare_film(log or ())
     run = Run(directory, space.config({}), method, seed, seeds, checkpoint_every, tuple(log or ()))
-    given = {"--method": method, "--scale": scale, "--steps": steps, "--stages": stages}
-    options = [word for name, value in given.items() if value is not None for word in (name, str(value))]
+    options = _options(method, scale, steps, stages)
     whole = Search(run, space, asked, options, parallel, prune)
     raise typer.Exit(tune_settings(whole, trials, is_named=out is not None))
 
@@ -527,6 +525,12 @@ def _prepare_film(loggers: Iterable[str]) -> None:
         from ._render import choose_gl_if_any
 
         choose_gl_if_any()
+
+
+def _options(method: str, scale: str, steps: str | None, stages: int | None) -> list[str]:
+    """The options that were given, for a `gorl train` that trains one of several settings."""
+    given = {"--method": method, "--scale": scale, "--steps": steps, "--stages": stages}
+    return [word for name, value in given.items() if value is not None for word in (name, str(value))]
 
 
 def _config(

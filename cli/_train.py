@@ -131,32 +131,41 @@ class Group:
     state: gorl.TrainState | None = None
     note: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
+    def of(self, runs: Mapping[str, Run]) -> "Group":
+        """The same group, with the runs of its names in another directory, or longer."""
+        return dataclasses.replace(self, runs={name: runs[name] for name in self.runs})
+
+
+def check_options(run: Run) -> None:
+    """Checks what a command was told of a run, other than its config.
+
+    **Raises:**
+
+    `gorl.InputError`
+    """
+    if run.seeds < 1:
+        raise gorl.InputError(f"--seeds must be at least 1, not {run.seeds}.")
+    if not 0 <= run.first_seed <= 2**32 - run.seeds:
+        raise gorl.InputError(f"--seed must be at least 0 and below 2^32, not {run.first_seed}.")
+    if not run.checkpoint_interval >= 0:
+        raise gorl.InputError(f"--checkpoint-every must be at least 0 seconds, not {run.checkpoint_interval:g}.")
+    check_loggers(run.log)
+
 
 def begin(job: Job, is_named: bool, mesh: Mesh | None = None) -> int:
     """Trains a new job and returns the exit code of the process. If a person named its directory, it must be empty."""
-    first = next(iter(job.runs.values()))
-    if first.seeds < 1:
-        raise gorl.InputError(f"--seeds must be at least 1, not {first.seeds}.")
-    if not 0 <= first.first_seed <= 2**32 - first.seeds:
-        raise gorl.InputError(f"--seed must be at least 0 and below 2^32, not {first.first_seed}.")
-    if not first.checkpoint_interval >= 0:
-        raise gorl.InputError(f"--checkpoint-every must be at least 0 seconds, not {first.checkpoint_interval:g}.")
-    check_loggers(first.log)
-    for run in job.runs.values():
-        run.config.to_json()  # raises if the config cannot be written
+    check_options(next(iter(job.runs.values())))
+    configs = {name: run.config for name, run in job.runs.items()}
+    for config in configs.values():
+        config.to_json()  # raises if the config cannot be written
     check_new(job.directory, is_named)
-    parts = []
-    for names in by_structure({name: run.config for name, run in job.runs.items()}):
-        config = batch([job.runs[name].config for name in names], first.seeds)
-        keys = jnp.tile(first.keys, len(names))
-        steps = gorl.iterate(config, keys, mesh=mesh)  # checks the rest of the input
-        parts.append((names, config, steps, devices_of_a_seed(config, keys, mesh)))
+    # This checks the rest of the input.
+    groups = [make_group(job.runs, configs, names, mesh, is_new=True) for names in by_structure(configs)]
     job = job.moved(make_directory(job.directory, is_named))
     with job.writing():
         check_new(job.directory, is_named=True)  # another process may have used it since the first check
         job.create()
-        groups = [Group({name: job.runs[name] for name in names}, *rest) for names, *rest in parts]
-        return train_groups(job, groups)
+        return train_groups(job, [group.of(job.runs) for group in groups])
 
 
 def resume(job: Job, total_steps: int | None = None, mesh: Mesh | None = None) -> int:
@@ -180,30 +189,49 @@ def resume(job: Job, total_steps: int | None = None, mesh: Mesh | None = None) -
             f"the run in {job.directory} is finished: give --steps, and more of them than its {steps:,}, to go on."
         )
     with job.writing():
-        parts = []
-        for names in by_structure(left):
-            runs = [job.runs[name] for name in names]
-            config = batch([left[name] for name in names], runs[0].seeds)
-            keys = jnp.tile(runs[0].keys, len(runs))
-            devices = devices_of_a_seed(config, keys, mesh)
-            state, note = restored(runs, [left[name] for name in names], total_steps, devices)
-            # This checks that the runs can continue.
-            steps = gorl.iterate(config, keys if state is None else state, mesh=mesh)
-            parts.append((names, config, steps, devices, state, note))
+        # This checks that the runs can continue.
+        groups = [
+            make_group(job.runs, left, names, mesh, is_new=False, total_steps=total_steps)
+            for names in by_structure(left)
+        ]
         runs = {
             name: run if configs[name] == run.config else run.lengthen(configs[name]) for name, run in job.runs.items()
         }
-        return train_groups(job, [Group({name: runs[name] for name in names}, *rest) for names, *rest in parts])
+        return train_groups(job, [group.of(runs) for group in groups])
 
 
-def restored(
+def make_group(
+    runs: Mapping[str, Run],
+    configs: Mapping[str, gorl.Config],
+    names: Sequence[str],
+    mesh: Mesh | None = None,
+    *,
+    is_new: bool,
+    total_steps: int | None = None,
+) -> Group:
+    """A group of the runs of these names, with these configs, which are longer than those of the runs if `total_steps`
+    is given.
+
+    **Raises:**
+
+    `gorl.InputError` if they cannot begin, or go on from their checkpoints if they are not new.
+    """
+    chosen, config_of_each = [runs[name] for name in names], [configs[name] for name in names]
+    config, keys = batch(config_of_each, chosen[0].seeds), jnp.tile(chosen[0].keys, len(names))
+    devices = devices_of_a_seed(config, keys, mesh)
+    state, note = (None, {}) if is_new else _restored(chosen, config_of_each, total_steps, devices)
+    steps = gorl.iterate(config, keys if state is None else state, mesh=mesh)
+    return Group(dict(zip(names, chosen, strict=True)), config, steps, devices, state, note)
+
+
+def _restored(
     runs: Sequence[Run], configs: Sequence[gorl.Config], total_steps: int | None, devices: int
 ) -> tuple[gorl.TrainState | None, Mapping[str, Any]]:
     """The state that runs continue from, `None` at their beginning, and its note."""
     for run in runs:
         run.remove_unfinished()
-    found = restore(runs, configs)
-    if found is None:
+    restored = restore(runs, configs)
+    if restored is None:
         if runs[0].is_finished:
             raise gorl.InputError(
                 f"the run in {runs[0].directory} is finished and has no checkpoint any more, so it cannot get longer: "
@@ -211,13 +239,13 @@ def restored(
             )
         say(f"{runs[0].directory} has no checkpoint yet: the run begins")
         return None, {}
-    before, now = found[1]["versions"], versions()
+    before, now = restored[1]["versions"], versions()
     changed = [f"{name} was {before[name]} and is {now[name]}" for name in now if before.get(name) != now[name]]
-    if (devices_before := found[1].get("devices_of_a_seed", 1)) != devices:
+    if (devices_before := restored[1].get("devices_of_a_seed", 1)) != devices:
         changed.append(f"a seed was on {plural(devices_before, 'device')} and is on {devices}")
     if changed:
         say(f"it will not be the same bit for bit as if it had not been stopped: {', '.join(changed)}")
-    return found
+    return restored
 
 
 def by_structure(configs: Mapping[str, gorl.Config]) -> list[list[str]]:

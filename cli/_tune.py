@@ -10,8 +10,7 @@ import numpy as np
 
 import gorl
 
-from ._log import Row, check_loggers
-from ._mesh import devices_of_a_seed
+from ._log import Row
 from ._process import check_packages, command, plain_console, plural, say
 from ._progress import finite_mean
 from ._run import (
@@ -27,7 +26,7 @@ from ._run import (
 )
 from ._space import Space
 from ._sweep import Sweep
-from ._train import Group, Job, batch, by_structure, restored, train_groups
+from ._train import Job, batch, by_structure, check_options, make_group, train_groups
 
 if TYPE_CHECKING:
     import optuna
@@ -78,14 +77,10 @@ def tune(search: Search, num_trials: int, is_named: bool) -> int:
     """
     check_packages("gorl tune", "tune", PACKAGES)
     run = search.run
-    for name, count in (("--trials", num_trials), ("--parallel", search.parallel), ("--seeds", run.seeds)):
+    for name, count in (("--trials", num_trials), ("--parallel", search.parallel)):
         if count < 1:
             raise gorl.InputError(f"{name} must be at least 1, not {count}.")
-    if not 0 <= run.first_seed <= 2**32 - run.seeds:
-        raise gorl.InputError(f"--seed must be at least 0 and below 2^32, not {run.first_seed}.")
-    if not run.checkpoint_interval >= 0:
-        raise gorl.InputError(f"--checkpoint-every must be at least 0 seconds, not {run.checkpoint_interval:g}.")
-    check_loggers(run.log)
+    check_options(run)
     run.config.to_json()  # raises if the config cannot be written
     directory = run.directory
     goes_on = is_named and (directory / TUNE).exists()
@@ -282,14 +277,8 @@ class _Study:
         return made
 
     def _train_batch(self, job: _Batch, is_new: bool) -> int:
-        runs = list(job.runs.values())
-        configs = [run.config for run in runs]
-        config = batch(configs, runs[0].seeds)
-        keys = jnp.tile(runs[0].keys, len(runs))
-        devices = devices_of_a_seed(config, keys, None)
-        state, note = (None, {}) if is_new else restored(runs, configs, None, devices)
-        steps = gorl.iterate(config, keys if state is None else state)
-        return train_groups(job, [Group(job.runs, config, steps, devices, state, note)])
+        configs = {name: run.config for name, run in job.runs.items()}
+        return train_groups(job, [make_group(job.runs, configs, list(configs), is_new=is_new)])
 
     def tell(self, trial: "optuna.Trial", run: Run) -> None:
         """Tells the study what a finished run returned. A run in which every seed diverged failed."""

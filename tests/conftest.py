@@ -1,7 +1,9 @@
 """What several test files share."""
 
 import atexit
+import contextlib
 import functools
+import io
 import os
 import shutil
 import signal
@@ -241,6 +243,24 @@ def command(monkeypatch, capsys):
             code = stop.code or 0
         output = capsys.readouterr()
         return code, output.out, output.err
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def output_of():
+    """Runs `gorl` with arguments for several tests, which it has to end well, and returns the standard output."""
+
+    from gorl_cli._app import main
+
+    def run(*arguments):
+        output = io.StringIO()
+        with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(output):
+            patch.setattr(sys, "argv", ["gorl", *map(str, arguments)])
+            with pytest.raises(SystemExit) as stop:
+                main()
+        assert not stop.value.code
+        return output.getvalue()
 
     return run
 

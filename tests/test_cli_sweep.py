@@ -102,27 +102,14 @@ RATES = {"1e-3": "0-learning_rate=1e-3", "2e-3": "1-learning_rate=2e-3", "1e30":
 
 
 @pytest.fixture(scope="module")
-def swept(tmp_path_factory):
+def swept(tmp_path_factory, output_of):
     """A sweep over a number that diverges for one value."""
-    import contextlib
-    import io
-    import sys
-
-    from gorl_cli._app import main
-
     directory = tmp_path_factory.mktemp("sweep") / "[v1] out"
     small = [option for option in SMALL if "stage_steps" not in option and "decoder" not in option]
     options = [f"--set=learner.learning_rate={','.join(RATES)}", "--set=learner.entropy_coefficient=0"]
-    more = ["--method", "ppo", "--steps", "240", "--seeds", "2", "--log", "tensorboard", "--out", str(directory)]
-    output, before = io.StringIO(), sys.argv
-    sys.argv = ["gorl", "sweep", "MultiGoal", *small, *options, *more]
-    try:
-        with contextlib.redirect_stdout(output), pytest.raises(SystemExit) as stop:
-            main()
-    finally:
-        sys.argv = before
-    assert not stop.value.code
-    return directory, table(directory), output.getvalue()
+    more = ["--method", "ppo", "--steps", "240", "--seeds", "2", "--log", "tensorboard", "--out", directory]
+    output = output_of("sweep", "MultiGoal", *small, *options, *more)
+    return directory, table(directory), output
 
 
 def table(directory):

@@ -55,24 +55,10 @@ def test_the_default_space_of_each_learner_takes_one_program(method):
 
 
 @pytest.fixture(scope="module")
-def tuned(tmp_path_factory):
+def tuned(tmp_path_factory, output_of):
     """A study of three trials, two of them side by side."""
-    import contextlib
-    import io
-    import sys
-
-    from gorl_cli._app import main
-
     directory = tmp_path_factory.mktemp("tune") / "out"
-    output, before = io.StringIO(), sys.argv
-    sys.argv = ["gorl", "tune", "MultiGoal", "--trials", "3", *SEARCH, *QUICK, "--out", str(directory)]
-    try:
-        with contextlib.redirect_stdout(output), pytest.raises(SystemExit) as stop:
-            main()
-    finally:
-        sys.argv = before
-    assert not stop.value.code
-    return directory, output.getvalue()
+    return directory, output_of("tune", "MultiGoal", "--trials", "3", *SEARCH, *QUICK, "--out", directory)
 
 
 def rows(directory):
