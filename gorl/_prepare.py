@@ -7,14 +7,12 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from ._backend import ENVIRONMENTS, SEEDS, default_mesh, memory_of, with_both_axes
+from ._backend import ENVIRONMENTS, MESH_AXES, SEEDS, default_mesh, largest_divisor, memory_of, with_both_axes
 from ._config import Config, as_arrays
 from ._env import EpisodicEnv, load_environment
 from ._errors import InputError
 from ._state import TrainState
 from ._types import RandomKeys
-
-MESH_AXES = (SEEDS, ENVIRONMENTS)
 
 
 def prepare(config: Config) -> tuple[Config, EpisodicEnv]:
@@ -93,7 +91,7 @@ def mesh_of(config: Config, keys: RandomKeys, mesh: Mesh | None) -> Mesh | None:
     sizes = {SEEDS: ("the number of seeds", keys.size), ENVIRONMENTS: ("learner.num_envs", num_envs)}
     for axis, (what, number) in sizes.items():
         if number % mesh.shape[axis]:
-            fitting = max(count for count in range(1, mesh.shape[axis]) if number % count == 0)
+            fitting = largest_divisor(number, mesh.shape[axis] - 1)
             raise InputError(
                 f"the mesh has {mesh.shape[axis]} devices along {axis!r}, which do not divide {what}, {number}: take "
                 f"{fitting} along {axis!r}."

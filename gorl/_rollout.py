@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from ._backend import all_rows, num_parts, own_rows
+from ._backend import all_rows, largest_divisor, num_parts, own_rows
 from ._env import EpisodeState, EpisodicEnv, restart
 from ._learner import Experience
 from ._policy import Policy
@@ -183,7 +183,7 @@ def collect_dataset(
     Observations, actions before `tanh`, and the latents that the decoder turned into these actions.
     """
     num_kept = env.num_steps // stride
-    kept_at_once = next(count for count in range(max(1, unroll_length // stride), 0, -1) if num_kept % count == 0)
+    kept_at_once = largest_divisor(num_kept, max(1, unroll_length // stride))
 
     def keep(seen: tuple, key: RandomKey) -> tuple[Array, Array, Array]:
         (observation, _), latent, _, action, _, _ = seen

@@ -1,6 +1,6 @@
 """What the command line and the benchmarks need and users do not. It may change with any version."""
 
-from ._backend import num_cores as num_cores
+from ._backend import MESH_AXES as MESH_AXES, num_cores as num_cores
 from ._checkpoint import (
     remove_unfinished as remove_unfinished,
     write_whole as write_whole,
@@ -22,5 +22,5 @@ from ._live import (
     step_live as step_live,
 )
 from ._method import find_method as find_method
-from ._prepare import MESH_AXES as MESH_AXES, mesh_of as mesh_of
+from ._prepare import mesh_of as mesh_of
 from ._render import runaway as runaway

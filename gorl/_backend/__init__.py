@@ -17,9 +17,11 @@ from ._rows import (
     own_rows as own_rows,
 )
 from ._sharding import (
+    MESH_AXES as MESH_AXES,
     SEEDS as SEEDS,
     call_on_mesh as call_on_mesh,
     default_mesh as default_mesh,
+    largest_divisor as largest_divisor,
     map_seeds as map_seeds,
     memory_of as memory_of,
     num_devices_of_program as num_devices_of_program,

@@ -5,7 +5,6 @@ networks and takes the same decisions. It simulates its own environments, and co
 """
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +20,7 @@ from ._machine import memory_of_machine
 from ._rows import ENVIRONMENTS, through_key_data
 
 SEEDS = "seeds"
+MESH_AXES = (SEEDS, ENVIRONMENTS)
 
 
 def default_mesh(num_seeds: int, num_envs: int) -> Mesh | None:
@@ -32,17 +32,17 @@ def default_mesh(num_seeds: int, num_envs: int) -> Mesh | None:
     if jax.config.jax_default_device is not None:  # pyright: ignore[reportAttributeAccessIssue]
         return None
     devices = jax.devices()
-    for_seeds = _largest_divisor(num_seeds, len(devices))
-    for_envs = 1 if on_cpu() else _largest_divisor(num_envs, len(devices) // for_seeds)
+    for_seeds = largest_divisor(num_seeds, len(devices))
+    for_envs = 1 if on_cpu() else largest_divisor(num_envs, len(devices) // for_seeds)
     count = for_seeds * for_envs
-    return Mesh(np.asarray(devices[:count]).reshape(for_seeds, for_envs), (SEEDS, ENVIRONMENTS)) if count > 1 else None
+    return Mesh(np.asarray(devices[:count]).reshape(for_seeds, for_envs), MESH_AXES) if count > 1 else None
 
 
 def with_both_axes(mesh: Mesh) -> Mesh:
     """A mesh of the same devices that has both axes, in order. An axis that it lacks has one device."""
-    order = sorted(range(len(mesh.axis_names)), key=lambda axis: (SEEDS, ENVIRONMENTS).index(mesh.axis_names[axis]))
-    shape = [mesh.shape.get(name, 1) for name in (SEEDS, ENVIRONMENTS)]
-    return Mesh(mesh.devices.transpose(order).reshape(shape), (SEEDS, ENVIRONMENTS))
+    order = sorted(range(len(mesh.axis_names)), key=lambda axis: MESH_AXES.index(mesh.axis_names[axis]))
+    shape = [mesh.shape.get(name, 1) for name in MESH_AXES]
+    return Mesh(mesh.devices.transpose(order).reshape(shape), MESH_AXES)
 
 
 def shardings(mesh: Mesh, *, has_seeds: bool) -> tuple[NamedSharding, NamedSharding]:
@@ -132,11 +132,11 @@ def call_on_mesh(mesh: Mesh, function: Callable[..., PyTree], *arguments: Any) -
     """`function(*arguments)` of one seed, whose environments are sharded over a mesh."""
     arrays, static = eqx.partition(arguments, eqx.is_array)
 
-    def on_device(arrays: PyTree) -> PyTree:
-        return function(*eqx.combine(arrays, static))
+    def on_device(arrays: PyTree, of_envs: None, shared: None) -> tuple[PyTree, None]:
+        return function(*eqx.combine(arrays, static)), None
 
-    replicated = PartitionSpec()
-    return jax.shard_map(on_device, mesh=mesh, in_specs=(replicated,), out_specs=replicated, check_vma=False)(arrays)
+    returned, _ = map_seeds(on_device, mesh, arrays, None, None, has_seeds=False)
+    return returned
 
 
 def num_devices_of_program() -> int:
@@ -144,5 +144,6 @@ def num_devices_of_program() -> int:
     return max(1, jax.sharding.get_abstract_mesh().size // jax.process_count())
 
 
-def _largest_divisor(number: int, at_most: int) -> int:
-    return max(count for count in range(1, at_most + 1) if math.gcd(number, count) == count)
+def largest_divisor(number: int, at_most: int) -> int:
+    """The largest number up to `at_most` that divides another."""
+    return next(count for count in range(at_most, 0, -1) if number % count == 0)
