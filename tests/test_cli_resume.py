@@ -250,7 +250,7 @@ def test_an_unfinished_run_gets_longer_too(copied, longer, cache):
 def test_a_run_that_is_killed_as_it_gets_longer_is_the_one_or_the_other(copied, command, monkeypatch):
     """Its config says which, and each of its checkpoints goes with either."""
     longer = gorl.lengthen(Run.open(copied).config, 1_600)
-    monkeypatch.setattr(gorl_cli._train, "_train", lambda *_: 0)
+    monkeypatch.setattr(gorl_cli._train, "train_groups", lambda *_: 0)
     assert command("resume", copied, "--steps", 1600)[0] == 0
     assert Run.open(copied).config == longer
     for _ in range(2):
@@ -294,7 +294,7 @@ def test_a_run_whose_directory_is_moved_stops_at_its_next_write_and_goes_on_wher
 def test_versions_that_differ_are_named(copied, command, monkeypatch):
     now = gorl_cli._train.versions()
     monkeypatch.setattr(gorl_cli._train, "versions", lambda: now | {"jaxlib": "0.99"})
-    monkeypatch.setattr(gorl_cli._train, "_train", lambda *_: 0)
+    monkeypatch.setattr(gorl_cli._train, "train_groups", lambda *_: 0)
     code, _, error = command("resume", copied)
     assert code == 0
     assert f"not be the same bit for bit as if it had not been stopped: jaxlib was {now['jaxlib']} and is 0.99" in error
