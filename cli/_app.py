@@ -13,6 +13,8 @@ from ._environment import keep_programs, use_every_core
 if TYPE_CHECKING:
     import gorl
 
+    from ._run import GivenDecoder
+
 # Options that several commands share.
 Env = Annotated[str, typer.Argument(help="The environment; see `gorl envs`.")]
 MethodName = Annotated[str, typer.Option("--method", help="The method; see `gorl methods`.")]
@@ -51,6 +53,12 @@ Mesh = Annotated[
     str | None,
     typer.Option(
         metavar="seeds=N,envs=M", help="The devices of the seeds, and of the environments of each; see `devices.md`."
+    ),
+]
+DecoderOf = Annotated[
+    pathlib.Path | None,
+    typer.Option(
+        "--decoder", metavar="RUN", help="Begin with the decoder that gorl fit wrote here, or with that of a run."
     ),
 ]
 RunDirectory = Annotated[pathlib.Path, typer.Argument(metavar="RUN", help="The directory of a run.")]
@@ -144,6 +152,7 @@ def train(
     checkpoint_every: CheckpointEvery = 30.0,
     log: Log = None,
     mesh: Mesh = None,
+    decoder: DecoderOf = None,
     report: Annotated[
         bool, typer.Option("--report", help="Keep a page about the run, report.html, fresh in its directory.")
     ] = False,
@@ -155,13 +164,15 @@ def train(
     """
     from ._mesh import parse_mesh
     from ._run import Run, new_directory
+    from ._settings import make_config, settings
     from ._train import OneRun, begin
 
-    config = _config(env, scale, method, steps, stages, set_)
+    given = _given(decoder)
+    config = make_config(_preset(env, scale, method, given), settings(set_ or []), steps, stages)
     directory = out or new_directory(str(config.env), method)
     loggers = dict.fromkeys([*(log or ()), *["report"] * report])
     _prepare_film(loggers)
-    run = Run(directory, config, method, seed, seeds, checkpoint_every, tuple(loggers))
+    run = Run(directory, config, method, seed, seeds, checkpoint_every, tuple(loggers), given=given)
     raise typer.Exit(begin(OneRun.of(run), is_named=out is not None, mesh=parse_mesh(mesh)))
 
 
@@ -179,26 +190,26 @@ def sweep(
     checkpoint_every: CheckpointEvery = 30.0,
     log: Log = None,
     mesh: Mesh = None,
+    decoder: DecoderOf = None,
 ) -> None:
     """Train a run for each setting, and compare them in a table and a picture.
 
     Settings that differ in numbers only train side by side in one compiled program. Ctrl-C saves everything and stops;
     `gorl resume` goes on.
     """
-    import gorl
-
     from ._mesh import parse_mesh
     from ._run import Run, new_directory
     from ._settings import settings, trials
     from ._sweep import Sweep
     from ._train import begin
 
-    texts, preset = settings(set_ or []), gorl.preset(env, scale, method)
+    given, texts = _given(decoder), settings(set_ or [])
+    preset = _preset(env, scale, method, given)
     chosen = trials(preset, texts, steps, stages)
     directory = out or new_directory(str(preset.env), method, "sweep")
     _prepare_film(log or ())
-    run = Run(directory, chosen[0].config, method, seed, seeds, checkpoint_every, tuple(log or ()))
-    options = _options(method, scale, steps, stages)
+    run = Run(directory, chosen[0].config, method, seed, seeds, checkpoint_every, tuple(log or ()), given=given)
+    options = _options(method, scale, steps, stages, decoder)
     job = Sweep.of(directory, chosen, run, texts, options)
     raise typer.Exit(begin(job, is_named=out is not None, mesh=parse_mesh(mesh)))
 
@@ -229,25 +240,25 @@ def tune(
     out: Out = None,
     checkpoint_every: CheckpointEvery = 30.0,
     log: Log = None,
+    decoder: DecoderOf = None,
 ) -> None:
     """Search for settings that return more, by Optuna, with trials that train side by side.
 
     Ctrl-C saves everything and stops; the same command with the same --out goes on.
     """
-    import gorl
-
     from ._run import Run, new_directory
     from ._settings import settings
     from ._space import default_search, make_space, searches
     from ._tune import Search, tune as tune_settings
 
-    texts, preset = settings(set_ or []), gorl.preset(env, scale, method)
+    given, texts = _given(decoder), settings(set_ or [])
+    preset = _preset(env, scale, method, given)
     asked = searches(search or []) or default_search(preset, texts)
     space = make_space(preset, asked, texts, steps, stages)
     directory = out or new_directory(str(preset.env), method, "tune")
     _prepare_film(log or ())
-    run = Run(directory, space.config({}), method, seed, seeds, checkpoint_every, tuple(log or ()))
-    options = _options(method, scale, steps, stages)
+    run = Run(directory, space.config({}), method, seed, seeds, checkpoint_every, tuple(log or ()), given=given)
+    options = _options(method, scale, steps, stages, decoder)
     whole = Search(run, space, asked, options, parallel, prune)
     raise typer.Exit(tune_settings(whole, trials, is_named=out is not None))
 
@@ -295,7 +306,9 @@ def config_(
     set_: Set = None,
 ) -> None:
     """Print the config that `gorl train` would train, as JSON."""
-    print(_config(env, scale, method, steps, stages, set_).to_json(), end="")
+    from ._settings import make_config, settings
+
+    print(make_config(_preset(env, scale, method, None), settings(set_ or []), steps, stages).to_json(), end="")
 
 
 @app.command("eval")
@@ -474,6 +487,47 @@ def distill(
 
 
 @app.command()
+def collect(
+    run: RunDirectory,
+    out: Annotated[pathlib.Path, typer.Option("-o", "--out", help="The file: .npz.")],
+    episodes: Annotated[int, typer.Option(help="Episodes of the policy.")] = 100,
+    stochastic: Stochastic = False,
+    seed: PolicySeed = None,
+    key: EpisodeKey = 0,
+) -> None:
+    """Write episodes of a best policy as demonstrations, for gorl fit."""
+    from ._demonstrations import collect as collect_episodes
+    from ._run import Run
+
+    collect_episodes(Run.open(run), out, episodes=episodes, stochastic=stochastic, seed=seed, key=key)
+
+
+@app.command()
+def fit(
+    data: Annotated[
+        str, typer.Argument(metavar="DATA", help="Demonstrations: an .npz file, or minari:NAME for a Minari data set.")
+    ],
+    out: Annotated[pathlib.Path, typer.Option("-o", "--out", help="A new directory, for gorl train --decoder.")],
+    env: Annotated[
+        str | None, typer.Option(help="The environment, where the data does not say which; see `gorl envs`.")
+    ] = None,
+    method: MethodName = "gorl-flow",
+    scale: Scale = "laptop",
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="FIELD=VALUE", help="Set a field of decoder or refinement: decoder.width=128."),
+    ] = None,
+    key: EpisodeKey = 0,
+) -> None:
+    """Fit a decoder to demonstrations, and try it. gorl train --decoder begins a run with it."""
+    from ._demonstrations import fit as fit_decoder, read_and_configure
+    from ._settings import settings
+
+    demonstrations, config = read_and_configure(data, env, scale, method, settings(set_ or []))
+    fit_decoder(demonstrations, config, method, out, key)
+
+
+@app.command()
 def export(
     run: RunDirectory,
     out: Annotated[
@@ -527,17 +581,21 @@ def _prepare_film(loggers: Iterable[str]) -> None:
         choose_gl_if_any()
 
 
-def _options(method: str, scale: str, steps: str | None, stages: int | None) -> list[str]:
+def _options(method: str, scale: str, steps: str | None, stages: int | None, decoder: pathlib.Path | None) -> list[str]:
     """The options that were given, for a `gorl train` that trains one of several settings."""
-    given = {"--method": method, "--scale": scale, "--steps": steps, "--stages": stages}
+    given = {"--method": method, "--scale": scale, "--steps": steps, "--stages": stages, "--decoder": decoder}
     return [word for name, value in given.items() if value is not None for word in (name, str(value))]
 
 
-def _config(
-    env: str, scale: str, method: str, steps: str | None, stages: int | None, set_: list[str] | None
-) -> "gorl.Config":
+def _given(decoder: pathlib.Path | None) -> "GivenDecoder | None":
+    """The decoder that `--decoder` asks for."""
+    from ._run import GivenDecoder
+
+    return None if decoder is None else GivenDecoder.of(decoder)
+
+
+def _preset(env: str, scale: str, method: str, given: "GivenDecoder | None") -> "gorl.Config":
     import gorl
 
-    from ._settings import make_config, settings
-
-    return make_config(gorl.preset(env, scale, method), settings(set_ or []), steps, stages)
+    preset = gorl.preset(env, scale, method)
+    return preset if given is None else given.begin(preset)

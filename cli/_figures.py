@@ -6,7 +6,7 @@ import math
 import re
 import textwrap
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -262,6 +262,24 @@ def num_modes(density: Float[np.ndarray, " grid"], values: Float[np.ndarray, " a
     # Padding makes a maximum at an end a peak.
     peaks, _ = scipy.signal.find_peaks(np.pad(np.sqrt(density), 1), prominence=5 * standard_error)
     return len(peaks)
+
+
+def loss_curve(losses: Mapping[str, Float[np.ndarray, " epochs"]], title: str) -> Figure:
+    """The losses of a regression, by name, against its epochs. A cross marks the lowest on the pairs held out."""
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(_COLUMN, 2.5), layout="constrained")
+        axes = figure.add_subplot()
+        for (name, loss), line in zip(losses.items(), _styles(len(losses)), strict=True):
+            axes.plot(1 + np.arange(len(loss)), loss, label=name.replace("_", " "), linewidth=1.2, **line)
+        held_out = losses["validation_loss"]
+        best = int(np.argmin(held_out))
+        axes.plot(best + 1, held_out[best], "x", color="black", zorder=3)
+        axes.set_title(_wrapped(title, _COLUMN, size=9), loc="left")
+        axes.set_xlabel("epoch (cross: the decoder that is kept)")
+        axes.set_ylabel("loss")
+        axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5, integer=True))
+        axes.legend()
+        return figure
 
 
 def encode(figure: Figure, suffix: str) -> bytes:

@@ -50,6 +50,37 @@ _PACKAGES = (
 SeedsTree = TypeVar("SeedsTree", gorl.TrainState, gorl.Result)
 
 
+@dataclasses.dataclass(frozen=True)
+class GivenDecoder:
+    """The decoder that a run begins with: that of a policy.
+
+    **Arguments:**
+
+    - `policy`: the policy.
+    - `config`: of the policy.
+    """
+
+    policy: gorl.Policy
+    config: gorl.Config
+
+    @staticmethod
+    def of(directory: pathlib.Path) -> "GivenDecoder":
+        """That of the best policy in the directory of `gorl fit`, or of any other run."""
+        run = Run.open(directory)
+        policy = run.policy(None)
+        decoder = policy.decoder
+        if not isinstance(decoder, gorl.StagedDecoder) or not bool(decoder.fitted):
+            raise gorl.InputError(
+                f"--decoder {directory}: the policy there has no decoder that was fitted. Give what gorl fit wrote, or "
+                "a run of a method with a decoder that came to its second stage."
+            )
+        return GivenDecoder(policy, run.config)
+
+    def begin(self, preset: gorl.Config) -> gorl.Config:
+        """A preset for a run that begins with the decoder."""
+        return gorl.replace(preset, {"decoder": self.config.decoder, "starts_fitted": True})
+
+
 class GoneError(Exception):
     """A directory no longer holds the run that a command writes to it."""
 
@@ -67,6 +98,7 @@ class Run:
     - `checkpoint_interval`: seconds between two checkpoints.
     - `log`: the names of the loggers.
     - `identifier`: tells the run from all others.
+    - `given`: the decoder that a new run begins with; `None` for none. Later it is in a file.
     """
 
     directory: pathlib.Path
@@ -77,6 +109,7 @@ class Run:
     checkpoint_interval: float
     log: tuple[str, ...] = ()
     identifier: str = dataclasses.field(default_factory=lambda: uuid.uuid4().hex)
+    given: GivenDecoder | None = dataclasses.field(default=None, compare=False, repr=False)
 
     @staticmethod
     def open(directory: pathlib.Path) -> "Run":
@@ -99,11 +132,18 @@ class Run:
 
     def create(self) -> None:
         """Makes the directory, and writes what the run is."""
-        _write(self.directory / _CONFIG, self.config.to_json(), f"--out {self.directory}")
+        out = f"--out {self.directory}"
+        _write(self.directory / _CONFIG, self.config.to_json(), out)
         try:
+            if self.given is not None:
+                try:
+                    gorl.save_policy(self.decoder_file, self.given.policy, self.given.config)
+                except OSError as error:
+                    raise _unwritable(out, error, "give another directory") from error
             write_description(self.directory / RUN, {name: getattr(self, name) for name in _FIELDS})
         except gorl.InputError:
-            (self.directory / _CONFIG).unlink(missing_ok=True)
+            for path in (self.directory / _CONFIG, self.decoder_file):
+                path.unlink(missing_ok=True)
             raise
 
     def lengthen(self, config: gorl.Config) -> "Run":
@@ -139,8 +179,11 @@ class Run:
 
     @property
     def is_finished(self) -> bool:
-        """Whether every file of a finished run is there. A summary from before the run got longer does not count."""
-        return self.summary_file.exists() and self.summary()["env_steps"] == self.env_steps
+        """Whether every file of a finished run is there. A summary from before the run got longer does not count.
+
+        That of `gorl fit` has no steps, as nothing was trained.
+        """
+        return self.summary_file.exists() and self.summary()["env_steps"] in (0, self.env_steps)
 
     @property
     def is_at_end(self) -> bool:
@@ -169,6 +212,17 @@ class Run:
     def policies_file(self) -> pathlib.Path:
         """The best policies. It appears when the run is finished."""
         return self.directory / "policies.eqx"
+
+    @property
+    def decoder_file(self) -> pathlib.Path:
+        """The policy whose decoder the run began with, where it was given one."""
+        return self.directory / "decoder.eqx"
+
+    def first_decoder(self) -> gorl.AbstractDecoder | None:
+        """The decoder that the run begins with, where it was given one."""
+        if self.given is not None:
+            return self.given.policy.decoder
+        return gorl.load_policy(self.decoder_file).decoder if self.config.starts_fitted else None
 
     @property
     def summary_file(self) -> pathlib.Path:

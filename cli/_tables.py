@@ -39,7 +39,7 @@ def method_table() -> None:
     columns = ("method", "learner", "decoder", "what it is")
     table = new_table(*columns, left=columns)
     for name, method in gorl.methods().items():
-        decoder = type(method.decoder).__name__ if method.is_staged else ""
+        decoder = type(method.decoder).__name__ if method.has_decoder else ""
         table.add_row(name, type(method.learner).__name__, decoder, method.summary)
     for column in table.columns[:-1]:
         column.no_wrap = True

@@ -220,7 +220,10 @@ def make_group(
     config, keys = batch(config_of_each, chosen[0].seeds), jnp.tile(chosen[0].keys, len(names))
     devices = devices_of_a_seed(config, keys, mesh)
     state, note = (None, {}) if is_new else _restored(chosen, config_of_each, total_steps, devices)
-    steps = gorl.iterate(config, keys if state is None else state, mesh=mesh)
+    if state is None:
+        steps = gorl.iterate(config, keys, decoder=chosen[0].first_decoder(), mesh=mesh)
+    else:
+        steps = gorl.iterate(config, state, mesh=mesh)
     return Group(dict(zip(names, chosen, strict=True)), config, steps, devices, state, note)
 
 

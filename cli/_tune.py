@@ -89,7 +89,8 @@ def tune(search: Search, num_trials: int, is_named: bool) -> int:
     else:
         check_new(directory, is_named)
         side_by_side = min(search.parallel, num_trials)
-        gorl.iterate(batch([run.config] * side_by_side, run.seeds), jnp.tile(run.keys, side_by_side))  # checks the rest
+        several = batch([run.config] * side_by_side, run.seeds)
+        gorl.iterate(several, jnp.tile(run.keys, side_by_side), decoder=run.first_decoder())  # checks the rest
         directory = make_directory(directory, is_named)
         search = dataclasses.replace(search, run=dataclasses.replace(run, directory=directory))
     with only_writer(directory):

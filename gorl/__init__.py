@@ -25,6 +25,7 @@ from ._decoder import (
     MeanFlowDecoder as MeanFlowDecoder,
     NoiseSchedule as NoiseSchedule,
 )
+from ._demonstrations import Demonstrations as Demonstrations, fit_demonstrations as fit_demonstrations
 from ._distillation import distill as distill
 from ._divergence import Divergence as Divergence
 from ._env import (
@@ -78,7 +79,12 @@ from ._network import ConditionalField as ConditionalField, mlp as mlp
 from ._ode import Integrator as Integrator
 from ._policy import Policy as Policy, StagedDecoder as StagedDecoder
 from ._presets import preset as preset, reschedule as reschedule
-from ._regression import Fit as Fit, Refinement as Refinement, fit_decoder as fit_decoder
+from ._regression import (
+    Fit as Fit,
+    FitCurve as FitCurve,
+    Refinement as Refinement,
+    fit_decoder as fit_decoder,
+)
 from ._render import Film as Film, render as render
 from ._rollout import RolloutState as RolloutState, collect_dataset as collect_dataset, rollout as rollout
 from ._schedule import (

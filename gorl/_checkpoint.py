@@ -26,6 +26,7 @@ from ._policy import Policy, StagedDecoder
 from ._seeds import of_seed
 from ._state import TrainState
 from ._statistics import RunningStatistics
+from ._tree import described
 
 POLICY_FILE = "policies.eqx"
 _POLICY, _STATE = "policy", "state"
@@ -246,7 +247,7 @@ def _write(path: str | os.PathLike, kind: str, config: Config, header: dict[str,
         "kind": kind,
         "gorl": importlib.metadata.version("gorl"),
         "config": json.loads(config.to_json()),
-        "arrays": _described(tree),
+        "arrays": described(tree),
         **header,
     }
     pieces = [json.dumps(header).encode() + b"\n", arrays.getbuffer()]
@@ -340,7 +341,7 @@ def _check_arrays(path: pathlib.Path, header: dict[str, Any], like: PyTree, conf
 
     `gorl.InputError` if it does not: it says what has changed since.
     """
-    now = _described(like)
+    now = described(like)
     before = header["arrays"]
     if before == now:
         return
@@ -381,15 +382,6 @@ def _of_another_version(path: pathlib.Path, header: dict[str, Any]) -> InputErro
         f"{path} was written by gorl {header['gorl']}, whose arrays this version does not have: "
         "install that one to read it."
     )
-
-
-def _described(tree: PyTree) -> dict[str, str]:
-    """The type and the shape of every array, by its path in the tree."""
-    return {
-        jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}"
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-        if hasattr(leaf, "dtype")
-    }
 
 
 def _batch_shape(policy: Policy) -> list[int]:

@@ -37,6 +37,8 @@ class Config(eqx.Module):
     - `evaluation_interval`: environment steps between evaluations, rounded to whole iterations; every stage is also
         evaluated when it begins and when it ends.
     - `evaluation_episodes`: episodes in an evaluation.
+    - `starts_fitted`: whether the first stage already acts through a decoder, which `gorl.train` and `gorl.iterate` are
+        given, in place of the identity.
     - `extra_evaluations`: environment steps since the run began at which it is evaluated as well, rounded to whole
         iterations. `gorl.lengthen` sets it.
 
@@ -52,6 +54,7 @@ class Config(eqx.Module):
     stage_steps: tuple[int, ...] = static_field((60_000_000, 60_000_000, 30_000_000, 30_000_000))
     evaluation_interval: int = static_field(6_000_000)
     evaluation_episodes: int = static_field(128)
+    starts_fitted: bool = eqx.field(static=True, default=False)
     extra_evaluations: tuple[int, ...] = static_field(())
 
     def __check_init__(self) -> None:
@@ -85,6 +88,8 @@ class Config(eqx.Module):
             )
         if self.num_stages > 1 and isinstance(self.decoder, Identity):
             raise InputError("the identity decoder cannot be refined: give it one stage, or another decoder.")
+        if self.starts_fitted and isinstance(self.decoder, Identity):
+            raise InputError("starts_fitted is true, and the identity decoder cannot be fitted: set another decoder.")
 
     @property
     def num_stages(self) -> int:

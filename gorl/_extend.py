@@ -22,8 +22,8 @@ _ADDED = ("stage_steps", "extra_evaluations")  # the fields in which a longer co
 def lengthen(config: Config, total_steps: int) -> Config:
     """`config` with more environment steps: further stages follow, each about as long as the last one.
 
-    Without a decoder there is nothing to refine, so the one stage gets longer. It is also evaluated where it ended
-    before. The interval between evaluations stays.
+    Where nothing is refined, without a decoder or with one stage that was given its own, this stage gets longer. It is
+    also evaluated where it ended before. The interval between evaluations stays.
 
     **Arguments:**
 
@@ -46,7 +46,8 @@ def lengthen(config: Config, total_steps: int) -> Config:
             f"{config.steps_per_iteration:,}: give at least {now + config.steps_per_iteration:,} steps, not "
             f"{total_steps:,}."
         )
-    if isinstance(config.decoder, Identity):
+    is_frozen = config.starts_fitted and config.num_stages == 1
+    if isinstance(config.decoder, Identity) or is_frozen:
         return replace(config, {"stage_steps": (total_steps,), "extra_evaluations": (*config.extra_evaluations, now)})
     count = max(1, round(more / config.stage_steps[-1]))
     ends = [more * stage // count for stage in range(count + 1)]

@@ -12,8 +12,10 @@ from jaxtyping import PyTree
 
 from ._backend import BackgroundCompiler, map_seeds, on_mesh, on_one_device, shardings
 from ._config import Config
+from ._decoder import AbstractDecoder
 from ._env import EpisodicEnv
-from ._prepare import check_batch, check_key, check_memory, mesh_of, prepare
+from ._errors import InputError
+from ._prepare import check_batch, check_decoder, check_key, check_memory, mesh_of, prepare
 from ._rollout import RolloutState
 from ._schedule import Phase, Schedule, ScheduleStep, make_schedule
 from ._state import Result, TrainState
@@ -22,7 +24,11 @@ from ._types import RandomKeys
 
 
 def iterate(
-    config: Config, start: RandomKeys | TrainState, *, mesh: Mesh | None = None
+    config: Config,
+    start: RandomKeys | TrainState,
+    *,
+    decoder: AbstractDecoder | None = None,
+    mesh: Mesh | None = None,
 ) -> Iterator[tuple[ScheduleStep, TrainState]]:
     """The same run as `gorl.train`, step by step, for whoever wants to watch it, stop it or save it.
 
@@ -39,6 +45,7 @@ def iterate(
     - `config`: what the run is.
     - `start`: a key from `jax.random.key`, or several (`jax.random.split(key, 8)`) for a run over seeds; or a state to
         continue from. With several, a number of the config may be a batch with one value for each.
+    - `decoder`: of the first stage, as for `gorl.train`; all seeds share it. A state has its own.
     - `mesh`: another mesh, such as `jax.make_mesh((2, 4), ("seeds", "envs"))`. A state goes on with any mesh.
 
     **Returns:**
@@ -50,10 +57,10 @@ def iterate(
     `gorl.InputError` as `gorl.train` does, and if the devices cannot hold the state of all seeds twice, as every step
     does.
     """
-    config, env, mesh = _prepare(config, start, mesh)
+    config, env, decoder, mesh = _prepare(config, start, decoder, mesh)
 
     def steps() -> Iterator[tuple[ScheduleStep, TrainState]]:
-        state, remaining = _begin(config, env, mesh, start)
+        state, remaining = _begin(config, env, mesh, start, decoder)
         with _compiling(config, env, mesh, state, remaining) as programs:
             for step in remaining:
                 phase = Phase(int(step.phase))
@@ -64,19 +71,25 @@ def iterate(
     return steps()
 
 
-def precompile(config: Config, start: RandomKeys | TrainState, *, mesh: Mesh | None = None) -> None:
+def precompile(
+    config: Config,
+    start: RandomKeys | TrainState,
+    *,
+    decoder: AbstractDecoder | None = None,
+    mesh: Mesh | None = None,
+) -> None:
     """Compiles every program that `gorl.iterate` is going to run, and waits for it: for timing what comes after.
 
     **Arguments:**
 
-    - `config`, `start`, `mesh`: as for `gorl.iterate`.
+    - `config`, `start`, `decoder`, `mesh`: as for `gorl.iterate`.
 
     **Raises:**
 
     `gorl.InputError` as `gorl.train` does.
     """
-    config, env, mesh = _prepare(config, start, mesh)
-    with _compiling(config, env, mesh, *_begin(config, env, mesh, start)) as programs:
+    config, env, decoder, mesh = _prepare(config, start, decoder, mesh)
+    with _compiling(config, env, mesh, *_begin(config, env, mesh, start, decoder)) as programs:
         programs.wait_for_all()
 
 
@@ -105,29 +118,36 @@ def state_shapes(config: Config, key: RandomKeys) -> TrainState:
 
 
 def _prepare(
-    config: Config, start: RandomKeys | TrainState, mesh: Mesh | None
-) -> tuple[Config, EpisodicEnv, Mesh | None]:
+    config: Config, start: RandomKeys | TrainState, decoder: AbstractDecoder | None, mesh: Mesh | None
+) -> tuple[Config, EpisodicEnv, AbstractDecoder | None, Mesh | None]:
     """As `prepare`, and checks that a run can begin or go on there."""
     config, env = prepare(config)
     if isinstance(start, TrainState):
+        if decoder is not None:
+            raise InputError("a decoder was given, and the state to continue from has its own: leave decoder out.")
         check_batch(config, start.key)
         mesh = mesh_of(config, start.key, mesh)
         check_memory(start, mesh)
-        return config, env, mesh
+        return config, env, None, mesh
     check_key(start, batch_allowed=True)
     check_batch(config, start)
+    decoder = check_decoder(config, env, decoder)
     mesh = mesh_of(config, start, mesh)
     # What cannot be trained says so now, not at the first step.
-    check_memory(eqx.filter_eval_shape(_init_seeds, config, env, None, start), mesh)
-    return config, env, mesh
+    check_memory(eqx.filter_eval_shape(_init_seeds, config, env, None, start, decoder), mesh)
+    return config, env, decoder, mesh
 
 
 def _begin(
-    config: Config, env: EpisodicEnv, mesh: Mesh | None, start: RandomKeys | TrainState
+    config: Config,
+    env: EpisodicEnv,
+    mesh: Mesh | None,
+    start: RandomKeys | TrainState,
+    decoder: AbstractDecoder | None,
 ) -> tuple[TrainState, Schedule]:
     """The state that a run begins or goes on with, on its devices, and the steps that remain."""
     if not isinstance(start, TrainState):
-        state = _init_seeds(config, env, mesh, start)
+        state = _init_seeds(config, env, mesh, start, decoder)
     elif mesh is None:
         state = on_one_device(start)
     else:
@@ -155,13 +175,15 @@ def _compiling(
 
 
 @eqx.filter_jit
-def _init_seeds(config: Config, env: EpisodicEnv, mesh: Mesh | None, keys: RandomKeys) -> TrainState:
+def _init_seeds(
+    config: Config, env: EpisodicEnv, mesh: Mesh | None, keys: RandomKeys, decoder: AbstractDecoder | None = None
+) -> TrainState:
     schedule = make_schedule(config)
 
-    def one_seed(config: Config, key: RandomKeys) -> TrainState:
-        return init(config, env, schedule, key)
+    def one_seed(config: Config, key: RandomKeys, decoder: AbstractDecoder | None) -> TrainState:
+        return init(config, env, schedule, key, decoder)
 
-    return _over_seeds(one_seed, config, mesh, keys, keys)
+    return _over_seeds(one_seed, config, mesh, keys, keys, decoder)
 
 
 @eqx.filter_jit

@@ -20,6 +20,7 @@ class Method:
     - `summary`: what it is, in one line.
     - `learner`: how it learns, at the paper's scale.
     - `decoder`: what turns its latents into actions, at the paper's scale; with the identity it has one stage.
+    - `frozen`: whether a run is given its decoder and never changes it, so that it has one stage.
     - `paper`, `laptop`: what else each scale changes in a config, by dotted name.
     """
 
@@ -27,13 +28,19 @@ class Method:
     summary: str
     learner: AbstractLearner
     decoder: AbstractDecoderConfig = Identity()
+    frozen: bool = False
     paper: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     laptop: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
-    def is_staged(self) -> bool:
-        """Whether it has stages, between which a decoder is refined."""
+    def has_decoder(self) -> bool:
+        """Whether latents are something else than actions."""
         return not isinstance(self.decoder, Identity)
+
+    @property
+    def is_staged(self) -> bool:
+        """Whether it has stages, between which its decoder is refined."""
+        return self.has_decoder and not self.frozen
 
     def changes(self, scale: str) -> Mapping[str, Any]:
         """What else a scale changes in a config, by dotted name."""
@@ -83,6 +90,15 @@ register(Method("gorl-diffusion", "PPO on the latents of a diffusion decoder", P
 register(Method("gorl-meanflow", "PPO on the latents of a flow that decodes in one pass", PPO(), MeanFlow()))
 register(Method("gorl-sac", "SAC on the latents of a diffusion decoder", SAC(), Diffusion()))
 register(Method("gorl-reppo", "REPPO on the latents of a flow-matching decoder", REPPO(), FlowMatching()))
+register(
+    Method(
+        "dsrl",
+        "Diffusion steering: PPO on the latents of a decoder that is given and frozen",
+        PPO(),
+        FlowMatching(),
+        True,
+    )
+)
 register(Method("ppo", "PPO of a Gaussian policy", PPO(on_actions=True)))
 register(Method("fpo", "Flow policy optimisation: PPO of a flow policy", FPO()))
 register(Method("fpo++", "FPO with an asymmetric trust region", FPO(asymmetric=True)))

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
@@ -9,9 +10,13 @@ from jaxtyping import Array
 
 from ._backend import ENVIRONMENTS, MESH_AXES, SEEDS, default_mesh, largest_divisor, memory_of, with_both_axes
 from ._config import Config, as_arrays
+from ._decoder import AbstractDecoder
 from ._env import EpisodicEnv, load_environment
 from ._errors import InputError
+from ._policy import StagedDecoder
 from ._state import TrainState
+from ._statistics import RunningStatistics
+from ._tree import described
 from ._types import RandomKeys
 
 
@@ -104,6 +109,59 @@ def mesh_of(config: Config, keys: RandomKeys, mesh: Mesh | None) -> Mesh | None:
             "each process, or as many seeds as there are devices."
         )
     return mesh
+
+
+def check_decoder(config: Config, env: EpisodicEnv, decoder: AbstractDecoder | None) -> AbstractDecoder | None:
+    """Checks that a run can begin with a decoder, or without one.
+
+    **Returns:**
+
+    The decoder itself, where that of a policy was given.
+
+    **Raises:**
+
+    `gorl.InputError` if it cannot.
+    """
+    if isinstance(decoder, StagedDecoder):
+        if decoder.fitted.ndim:
+            raise InputError(
+                "the decoders of several policies were given, and a run begins with one: give that of one policy, such "
+                "as gorl.of_seed(policies, 0).decoder."
+            )
+        if not bool(decoder.fitted):
+            raise InputError("the decoder that was given has not been fitted: give one that has, or none.")
+        decoder = decoder.decoder
+    if (decoder is not None) != config.starts_fitted:
+        if decoder is None:
+            raise InputError(
+                "the config says that the run begins with a decoder, and none was given: give one, as decoder=... of "
+                "gorl.train or --decoder of the command line, or set starts_fitted to false."
+            )
+        raise InputError(
+            "a decoder was given, and the config says that the run begins without one: set starts_fitted to true, so "
+            "that whoever continues the run knows it, too."
+        )
+    if decoder is None:
+        return None
+    empty, key = RunningStatistics.empty(env.observation_size), jax.random.key(0)
+    like = eqx.filter_eval_shape(config.decoder.init, empty, env.action_size, key)
+    if type(decoder) is not type(like):
+        raise InputError(
+            f"the decoder that was given is a {type(decoder).__name__}, and that of the config is a "
+            f"{type(like).__name__}: set decoder to what the given one was made with."
+        )
+    given, wanted = described(decoder), described(like)
+    different = [name for name in dict.fromkeys([*wanted, *given]) if given.get(name) != wanted.get(name)]
+    if different or jax.tree.structure(decoder) != jax.tree.structure(like):
+        what = "differ in a setting, such as the solver"
+        if different:
+            is_here, wants = (of.get(different[0], "not there") for of in (given, wanted))
+            what = f"differ: {different[0].lstrip('.')} is {is_here} and should be {wants}"
+        raise InputError(
+            f"the decoder that was given and that of the config {what}. Set decoder to what the given one was made "
+            "with, and take one that was fitted for this environment."
+        )
+    return decoder
 
 
 def check_memory(state: TrainState, mesh: Mesh | None) -> None:

@@ -23,7 +23,7 @@ class _Rule:
     is_robot: bool | None = None  # one of MuJoCo Playground's
     learner: type[AbstractLearner] | None = None
     methods: tuple[str, ...] | None = None
-    staged: bool | None = None
+    has_decoder: bool | None = None
     decoder: type[AbstractDecoderConfig] | tuple[type[AbstractDecoderConfig], ...] | None = None
 
     def holds(self, task: str, method: Method) -> bool:
@@ -34,7 +34,7 @@ class _Rule:
             and (self.learner is None or isinstance(method.learner, self.learner))
             and (self.decoder is None or isinstance(method.decoder, self.decoder))
             and (self.methods is None or method.name in self.methods)
-            and (self.staged is None or self.staged == method.is_staged)
+            and (self.has_decoder is None or self.has_decoder == method.has_decoder)
         )
 
 
@@ -233,7 +233,7 @@ _LAPTOP = (
             "refinement.num_epochs": 100,
         },
         learner=SAC,
-        staged=True,
+        has_decoder=True,
     ),
     # CheetahRun, one seed each: 546 after 1.25 million steps; with a layer norm in the critic as well 338. Without any
     # norm 583 after two million; then with eight epochs 501, and with the duals at 1e-3 426. Aiming at less entropy (a
@@ -263,7 +263,7 @@ _LAPTOP = (
     # CheetahRun, the second stage, three seeds (mean return as it begins, and after 0.25, 0.5 and 1.25 million steps):
     # 613, 572, 641, 714. Without the critic of the first stage, and without the wait: 613, 300, 417, 616. The wait
     # alone ends at 610, the critic alone at 668, and the encoder's hidden layers with a wait at 493.
-    _Rule({"learner.keep_critic": True, "learner.encoder_starts": 150_000}, learner=REPPO, staged=True),
+    _Rule({"learner.keep_critic": True, "learner.encoder_starts": 150_000}, learner=REPPO, has_decoder=True),
     _Rule({"stage_steps": (3_000_000, 2_100_000)}, task="CheetahRun", learner=REPPO),
 )
 
@@ -303,7 +303,8 @@ def preset(env: Any, scale: str = "laptop", method: str | Method = "gorl-flow") 
     changes = {name: value for name, value in changes.items() if name not in said}
     if not method.is_staged:
         changes["stage_steps"] = (sum(changes.get("stage_steps", config.stage_steps)),)
-    return replace(config, {"learner": method.learner, "decoder": method.decoder, **changes})
+    made = {"learner": method.learner, "decoder": method.decoder, "starts_fitted": method.frozen}
+    return replace(config, {**made, **changes})
 
 
 def reschedule(

@@ -1,5 +1,8 @@
 """The regression of a decoder on a dataset of a policy."""
 
+import dataclasses
+from collections.abc import Callable
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -88,6 +91,33 @@ class Fit(eqx.Module):
         return Fit(losses, losses, jnp.zeros(count, jnp.int32))
 
 
+class FitCurve(eqx.Module):
+    """A regression epoch by epoch; NaN after its last.
+
+    **Attributes:**
+
+    - `training_loss`: the mean of each epoch.
+    - `validation_loss`: after each epoch.
+    """
+
+    training_loss: Float[Array, "*batch epochs"]
+    validation_loss: Float[Array, "*batch epochs"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """Some of all pairs, numbered from 0.
+
+    **Arguments:**
+
+    - `count`: how many.
+    - `index`: the index of each number in all pairs.
+    """
+
+    count: int
+    index: Callable[[Int[Array, " pairs"]], Int[Array, " pairs"]]
+
+
 class _Search(eqx.Module):
     """The state of a regression between two epochs."""
 
@@ -95,6 +125,7 @@ class _Search(eqx.Module):
     optimiser_state: PyTree
     best: AbstractDecoder
     fit: Fit
+    curve: FitCurve
     stale: Int[Array, ""]  # epochs since the best
 
 
@@ -127,28 +158,58 @@ def fit_decoder(
 
     `gorl.InputError` if there is not one observation, and one latent of the same size, for each action.
     """
-    num_kept, num_episodes, action_size = actions.shape
+    num_kept, num_episodes = actions.shape[:2]
     if observations.shape[:-1] != actions.shape[:-1] or (latents is not None and latents.shape != actions.shape):
         shapes = [array.shape for array in (observations, actions, latents) if array is not None]
         raise InputError(
             f"arrays of shapes {', '.join(map(str, shapes))} do not go together: give an observation, and a latent of "
             "the same size, for each action, as gorl.collect_dataset does."
         )
-    num_validation = refinement.num_validation_episodes * num_kept
-    num_fitted = num_episodes * num_kept - num_validation
-    num_batches = num_fitted // refinement.batch_size
+
+    def of(first_episode: int, count: int) -> Rows:
+        """The pairs of `count` episodes."""
+
+        def index(number: Int[Array, " pairs"]) -> Int[Array, " pairs"]:
+            time, episode = jnp.divmod(number, count)
+            return time * num_episodes + first_episode + episode
+
+        return Rows(num_kept * count, index)
+
+    num_validation = refinement.num_validation_episodes
+    held_out, fitted = of(0, num_validation), of(num_validation, num_episodes - num_validation)
+    pairs = jax.tree.map(lambda leaf: leaf.reshape(-1, leaf.shape[-1]), (observations, actions, latents))
+    return fit_pairs(decoder, pairs, fitted, held_out, refinement, key)[:2]
+
+
+def fit_pairs(
+    decoder: AbstractDecoder,
+    pairs: tuple[Float[Array, "pairs observation"], Float[Array, "pairs action"], Float[Array, "pairs action"] | None],
+    fitted: Rows,
+    held_out: Rows,
+    refinement: Refinement,
+    key: RandomKey,
+) -> tuple[AbstractDecoder, Fit, FitCurve]:
+    """Fits a decoder to some pairs, and returns the one with the lowest loss on the others.
+
+    **Arguments:**
+
+    - `pairs`: observations, actions before `tanh`, and the latent of each action; `None` for samples from N(0, I).
+    - `fitted`, `held_out`: the pairs that are fitted, and those that validate.
+
+    The others are those of [`fit_decoder`][].
+
+    **Returns:**
+
+    The decoder, how it went, and how it went epoch by epoch.
+    """
+    latents, action_size = pairs[2], pairs[1].shape[1]
+    num_validation = held_out.count
+    num_batches = fitted.count // refinement.batch_size
     width = longest_axis(split_trainable(decoder)[0])
     optimiser = usually_promoting(optax.adam(refinement.learning_rate))  # pyright: ignore[reportArgumentType]
     validation_key, key = jax.random.split(key)
 
-    # Everything is an index into these, so that shuffling copies nothing.
-    pairs = jax.tree.map(lambda leaf: leaf.reshape(-1, leaf.shape[-1]), (observations, actions, latents))
-
-    def pair(number: Int[Array, " pairs"], first_episode: int, count: int) -> Int[Array, " pairs"]:
-        """The index in all pairs of a pair that is numbered among those of `count` episodes."""
-        time, episode = jnp.divmod(number, count)
-        return time * num_episodes + first_episode + episode
-
+    # Everything is an index into the pairs, so that shuffling copies nothing.
     def draw(chosen: Int[Array, " pairs"], key: RandomKey) -> tuple[Array, Array | None, RandomKeys]:
         """One flat batch of rows: with an axis for the samples XLA puts transposes around every matrix product."""
         rows = jnp.repeat(chosen, refinement.num_noise_samples)
@@ -173,30 +234,33 @@ def fit_decoder(
             return loss, loss
 
         chosen, key = inputs
-        drawn = draw(
-            pair(chosen, refinement.num_validation_episodes, num_episodes - refinement.num_validation_episodes), key
-        )
+        drawn = draw(fitted.index(chosen), key)
         gradient, loss = mean_gradient(mean_loss, trainable, drawn, width)
         updates, optimiser_state = optimiser.update(gradient, optimiser_state)
         return (eqx.combine(optax.apply_updates(trainable, updates), rest), optimiser_state), loss
 
     def epoch(search: _Search) -> _Search:
         order_key, noise_key = jax.random.split(jax.random.fold_in(key, search.fit.num_epochs))
-        order = shuffle(order_key, num_fitted)
+        order = shuffle(order_key, fitted.count)
         batches = order[: num_batches * refinement.batch_size].reshape(num_batches, refinement.batch_size)
         carry = (search.decoder, search.optimiser_state)
         carry, training_losses = jax.lax.scan(batch_step, carry, (batches, jax.random.split(noise_key, num_batches)))
         decoder, optimiser_state = carry
         loss = validation_loss(decoder)
         better = loss < search.fit.validation_loss
+        number, training_loss = search.fit.num_epochs, jnp.mean(training_losses)
         return _Search(
             decoder,
             optimiser_state,
             optax.tree.where(better, decoder, search.best),
             Fit(
-                jnp.mean(training_losses),
+                training_loss,
                 jnp.where(better, loss, search.fit.validation_loss),
-                search.fit.num_epochs + 1,
+                number + 1,
+            ),
+            FitCurve(
+                search.curve.training_loss.at[number].set(training_loss),
+                search.curve.validation_loss.at[number].set(loss),
             ),
             jnp.where(better, 0, search.stale + 1),
         )
@@ -209,7 +273,7 @@ def fit_decoder(
         def batch_loss(inputs: tuple[Int[Array, " batch"], RandomKey]) -> Float[Array, ""]:
             chosen, key = inputs
             mask = chosen < num_validation  # the last batch is padded
-            drawn = draw(pair(jnp.minimum(chosen, num_validation - 1), 0, refinement.num_validation_episodes), key)
+            drawn = draw(held_out.index(jnp.minimum(chosen, num_validation - 1)), key)
             losses = map_rows(lambda row: decoder.validation_loss(*pair_of(*row[:2]), row[2]), drawn, width)
             return jnp.sum(losses, where=jnp.repeat(mask, refinement.num_noise_samples))
 
@@ -220,6 +284,14 @@ def fit_decoder(
         return (search.fit.num_epochs < refinement.num_epochs) & (search.stale < refinement.patience)
 
     start = Fit(jnp.zeros((), jnp.float32), jnp.full((), jnp.inf, jnp.float32), jnp.zeros((), jnp.int32))
-    search = _Search(decoder, optimiser.init(split_trainable(decoder)[0]), decoder, start, jnp.zeros((), jnp.int32))
+    unknown = jnp.full(refinement.num_epochs, jnp.nan, jnp.float32)
+    search = _Search(
+        decoder,
+        optimiser.init(split_trainable(decoder)[0]),
+        decoder,
+        start,
+        FitCurve(unknown, unknown),
+        jnp.zeros((), jnp.int32),
+    )
     search = jax.lax.while_loop(continues, epoch, search)
-    return search.best, search.fit
+    return search.best, search.fit, search.curve

@@ -1,5 +1,6 @@
 """What a run carries from step to step, and what it leaves behind."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -11,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree, UInt32
 
 from ._backend import on_first_part
 from ._decoder import AbstractDecoder
+from ._divergence import Divergence
 from ._policy import Policy
 from ._regression import Fit
 from ._rollout import RolloutState
@@ -157,6 +159,21 @@ class Result(eqx.Module):
 def nans(*shape: int) -> Float[Array, "..."]:
     """What a run does not know yet."""
     return jnp.full(shape, jnp.nan, jnp.float32)
+
+
+def no_return() -> Float[Array, ""]:
+    """The return of a policy that has not been evaluated."""
+    return jnp.full((), -jnp.inf, jnp.float32)
+
+
+def record_divergence(state: TrainState, step: ScheduleStep, divergence: Int[Array, ""]) -> TrainState:
+    """Records what first was not finite, and when. The run goes on: its next stage begins afresh."""
+    is_first = (divergence != Divergence.NONE) & (state.diverged_at < 0)
+    return dataclasses.replace(
+        state,
+        diverged_at=jnp.where(is_first, step.iterations, state.diverged_at),
+        divergence=jnp.where(is_first, divergence, state.divergence),
+    )
 
 
 def emit_record(

@@ -20,20 +20,20 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int
 
 from ._backend import call_on_mesh, sequential_vmap
 from ._config import Config
+from ._decoder import AbstractDecoder
 from ._divergence import Divergence, first_of
 from ._env import EpisodicEnv
 from ._evaluation import play_episodes
 from ._learner import AbstractEncoder
 from ._policy import Policy, StagedDecoder
-from ._prepare import check_batch, check_callback, check_key, mesh_of, prepare
+from ._prepare import check_batch, check_callback, check_decoder, check_key, mesh_of, prepare
 from ._regression import Fit, fit_decoder
 from ._rollout import RolloutState, collect_dataset, rollout
 from ._schedule import Phase, Schedule, ScheduleStep, make_schedule
-from ._state import Best, Curve, OnEvaluation, Result, TrainState, emit_record, nans
+from ._state import Best, Curve, OnEvaluation, Result, TrainState, emit_record, nans, no_return, record_divergence
 from ._statistics import RunningStatistics
 from ._tree import all_finite
 from ._types import RandomKey
@@ -42,7 +42,14 @@ from ._types import RandomKey
 PhaseFunction: TypeAlias = Callable[[Config, EpisodicEnv, TrainState, ScheduleStep, RandomKey], TrainState]
 
 
-def train(config: Config, key: RandomKey, on_evaluation: OnEvaluation = None, *, mesh: Mesh | None = None) -> Result:
+def train(
+    config: Config,
+    key: RandomKey,
+    on_evaluation: OnEvaluation = None,
+    *,
+    decoder: AbstractDecoder | None = None,
+    mesh: Mesh | None = None,
+) -> Result:
     """Trains a policy: GoRL's stages, from the first step to the last, as one compiled function.
 
     A pure function of its arguments, under `jax.jit` and `jax.vmap` as well. It compiles itself, and a second call with
@@ -54,6 +61,7 @@ def train(config: Config, key: RandomKey, on_evaluation: OnEvaluation = None, *,
     - `key`: from `jax.random.key`; decides everything random.
     - `on_evaluation`: called on the host after each evaluation, see [`gorl.EvaluationRecord`][]; under `vmap` once for
         each run. Another function compiles again, so define it once. Without one nothing waits for the host.
+    - `decoder`: of the first stage, such as [`gorl.fit_demonstrations`][] makes; `None` for the identity.
     - `mesh`: devices that share the environments, as for [`gorl.iterate`][]; `None` for one device.
 
     **Returns:**
@@ -72,13 +80,16 @@ def train(config: Config, key: RandomKey, on_evaluation: OnEvaluation = None, *,
     config, env = prepare(config)
     check_key(key, batch_allowed=False)
     check_batch(config, key)
+    decoder = check_decoder(config, env, decoder)
     if (mesh := mesh_of(config, key, mesh)) is not None:
-        return call_on_mesh(mesh, _train, config, env, key, on_evaluation)
-    return _train(config, env, key, on_evaluation)
+        return call_on_mesh(mesh, _train, config, env, key, decoder, on_evaluation)
+    return _train(config, env, key, decoder, on_evaluation)
 
 
 @eqx.filter_jit
-def _train(config: Config, env: EpisodicEnv, key: RandomKey, on_evaluation: OnEvaluation) -> Result:
+def _train(
+    config: Config, env: EpisodicEnv, key: RandomKey, decoder: AbstractDecoder | None, on_evaluation: OnEvaluation
+) -> Result:
     schedule = make_schedule(config)
     functions = phase_functions(on_evaluation)
     # With one stage there is nothing to refine, and nothing of it to compile.
@@ -93,7 +104,7 @@ def _train(config: Config, env: EpisodicEnv, key: RandomKey, on_evaluation: OnEv
     def body(state: TrainState, step: ScheduleStep) -> tuple[TrainState, None]:
         return advance(any_phase, config, env, state, step), None
 
-    state, _ = jax.lax.scan(body, init(config, env, schedule, key), schedule.steps)
+    state, _ = jax.lax.scan(body, init(config, env, schedule, key, decoder), schedule.steps)
     return result(config, schedule, state)
 
 
@@ -116,19 +127,23 @@ def advance(
     return sequential_vmap(one_run)(config, state, step)  # on a CPU, seeds one after the other
 
 
-def init(config: Config, env: EpisodicEnv, schedule: Schedule, key: RandomKey) -> TrainState:
+def init(
+    config: Config, env: EpisodicEnv, schedule: Schedule, key: RandomKey, decoder: AbstractDecoder | None = None
+) -> TrainState:
     """The state before the first step: fresh networks, no episode running, nothing evaluated yet."""
     learner_key, decoder_key, rollout_key, _ = jax.random.split(key, 4)
     learner_state = config.learner.init(env.observation_size, env.action_size, learner_key, env.critic_observation_size)
-    decoder = config.decoder.init(RunningStatistics.empty(env.observation_size), env.action_size, decoder_key)
-    policy = _policy(env, config.learner.encoder(learner_state), StagedDecoder(decoder, fitted=jnp.zeros((), bool)))
+    if decoder is None:
+        decoder = config.decoder.init(RunningStatistics.empty(env.observation_size), env.action_size, decoder_key)
+    staged = StagedDecoder(decoder, fitted=jnp.asarray(config.starts_fitted))
+    policy = _policy(env, config.learner.encoder(learner_state), staged)
     return TrainState(
         key=key,
         index=jnp.zeros((), jnp.int32),
         learner_state=learner_state,
         decoder=decoder,
         rollout_state=_fresh_rollout_state(config, env, rollout_key),
-        best=Best(_no_return(), policy, is_known=jnp.zeros((), bool)),
+        best=Best(no_return(), policy, is_known=jnp.zeros((), bool)),
         diverged_at=jnp.full((), -1, jnp.int32),
         divergence=jnp.asarray(Divergence.NONE, jnp.int32),
         returns=nans(schedule.num_evaluations, config.evaluation_episodes),
@@ -142,7 +157,7 @@ def _learn(config: Config, env: EpisodicEnv, state: TrainState, step: ScheduleSt
     """One iteration of the learner: acts through the frozen decoder, then learns from it."""
     learner = config.learner
     rollout_key, update_key = jax.random.split(key)
-    policy = _policy(env, learner.encoder(state.learner_state), _staged(state, step))
+    policy = _policy(env, learner.encoder(state.learner_state), _staged(config, state, step))
     rollout_state, experience = rollout(
         env.in_training, policy, state.rollout_state, learner.num_unrolls, learner.unroll_length, rollout_key
     )
@@ -154,7 +169,7 @@ def _learn(config: Config, env: EpisodicEnv, state: TrainState, step: ScheduleSt
         (~all_finite(learner.encoder(learner_state)), Divergence.PARAMETERS),
     )
     state = dataclasses.replace(state, learner_state=learner_state, rollout_state=rollout_state, latest_metrics=metrics)
-    return _record_divergence(state, step, divergence)
+    return record_divergence(state, step, divergence)
 
 
 def _evaluate(
@@ -166,7 +181,7 @@ def _evaluate(
     on_evaluation: OnEvaluation,
 ) -> TrainState:
     """Evaluates the policy and remembers the best of the stage. The last evaluation of a run is of the best policy."""
-    current = _policy(env, config.learner.evaluated_encoder(state.learner_state), _staged(state, step))
+    current = _policy(env, config.learner.evaluated_encoder(state.learner_state), _staged(config, state, step))
     policy = optax.tree.where(step.is_final, state.best.policy, current)
     played = play_episodes(env, policy, key, config.evaluation_episodes)
     # A policy of NaN ends its episodes at once, which can look better than a policy that gets nowhere.
@@ -179,7 +194,7 @@ def _evaluate(
     is_known = jnp.isfinite(mean_return)
     # Where no return has ever been finite, what has been trained longest is as good a guess as any.
     is_better = jnp.where(is_known, mean_return > state.best.mean_return, is_sound & ~state.best.is_known)
-    candidate = Best(jnp.where(is_known, mean_return, _no_return()), current, is_known)
+    candidate = Best(jnp.where(is_known, mean_return, no_return()), current, is_known)
     best = optax.tree.where(is_better & ~step.is_final, candidate, state.best)
     latest = state.latest_metrics | {name: jnp.mean(term) for name, term in played.terms.items()}
     metrics = {name: state.metrics[name].at[step.evaluation].set(metric) for name, metric in latest.items()}
@@ -187,7 +202,7 @@ def _evaluate(
         emit_record(on_evaluation, config.steps_per_iteration, state.key, step, returns, latest)
     all_returns = state.returns.at[step.evaluation].set(returns)
     state = dataclasses.replace(state, best=best, returns=all_returns, metrics=metrics)
-    return _record_divergence(state, step, jnp.where(is_sound, jnp.max(played.divergence), of_policy))
+    return record_divergence(state, step, jnp.where(is_sound, jnp.max(played.divergence), of_policy))
 
 
 def _refine(config: Config, env: EpisodicEnv, state: TrainState, step: ScheduleStep, key: RandomKey) -> TrainState:
@@ -208,11 +223,11 @@ def _refine(config: Config, env: EpisodicEnv, state: TrainState, step: ScheduleS
         ),
         decoder=decoder,
         rollout_state=_fresh_rollout_state(config, env, rollout_key),
-        best=dataclasses.replace(state.best, mean_return=_no_return()),
+        best=dataclasses.replace(state.best, mean_return=no_return()),
         latest_metrics={name: nans() for name in state.latest_metrics},
         fits=jax.tree.map(lambda all_fits, this: all_fits.at[step.stage].set(this), state.fits, fit),
     )
-    return _record_divergence(state, step, first_of((~jnp.isfinite(fit.validation_loss), Divergence.DECODER)))
+    return record_divergence(state, step, first_of((~jnp.isfinite(fit.validation_loss), Divergence.DECODER)))
 
 
 def result(config: Config, schedule: Schedule, state: TrainState) -> Result:
@@ -232,26 +247,12 @@ def _policy(env: EpisodicEnv, encoder: AbstractEncoder, decoder: StagedDecoder) 
     return Policy(encoder, decoder, env.observation_size, env.action_size)
 
 
-def _staged(state: TrainState, step: ScheduleStep) -> StagedDecoder:
-    """The decoder of a stage: the identity in the first. The stage is the schedule's, which has no batch axis."""
-    return StagedDecoder(state.decoder, jnp.asarray(step.stage > 0))
+def _staged(config: Config, state: TrainState, step: ScheduleStep) -> StagedDecoder:
+    """The decoder of a stage: the identity in the first, unless one was given. The stage has no batch axis."""
+    return StagedDecoder(state.decoder, jnp.asarray((step.stage > 0) | config.starts_fitted))
 
 
 def _fresh_rollout_state(config: Config, env: EpisodicEnv, key: RandomKey) -> RolloutState:
     """The training environments as a stage begins."""
     begin = RolloutState.staggered if config.env.staggered else RolloutState.empty
     return begin(env.in_training, config.learner.num_envs, key)
-
-
-def _no_return() -> Float[Array, ""]:
-    return jnp.full((), -jnp.inf, jnp.float32)
-
-
-def _record_divergence(state: TrainState, step: ScheduleStep, divergence: Int[Array, ""]) -> TrainState:
-    """Records what first was not finite, and when. The run goes on: its next stage begins afresh."""
-    is_first = (divergence != Divergence.NONE) & (state.diverged_at < 0)
-    return dataclasses.replace(
-        state,
-        diverged_at=jnp.where(is_first, step.iterations, state.diverged_at),
-        divergence=jnp.where(is_first, divergence, state.divergence),
-    )
