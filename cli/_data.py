@@ -63,9 +63,10 @@ def read_data(source: str) -> Data:
         return _read_minari(source)
     path = pathlib.Path(source)
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if isinstance(file, np.ndarray):
-                raise _foreign(source)
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            raise _foreign(source)
+        with loaded as file:
             arrays = {name: file[name] for name in file.files}
     except FileNotFoundError as error:
         raise gorl.InputError(

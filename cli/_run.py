@@ -222,7 +222,7 @@ class Run:
         """The decoder that the run begins with, where it was given one."""
         if self.given is not None:
             return self.given.policy.decoder
-        return gorl.load_policy(self.decoder_file).decoder if self.config.starts_fitted else None
+        return gorl.load_policy(self.decoder_file).decoder if self.decoder_file.exists() else None
 
     @property
     def summary_file(self) -> pathlib.Path:

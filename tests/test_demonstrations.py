@@ -11,7 +11,7 @@ import pytest
 import gorl
 
 FITTED = {
-    "decoder": gorl.FlowMatching(width=32, depth=2, num_steps=5),
+    "decoder": gorl.FlowMatching(width=32, depth=2, num_steps=10),
     "refinement": gorl.Refinement(
         num_episodes=10, num_validation_episodes=1, batch_size=256, num_epochs=40, patience=40, learning_rate=3e-3
     ),
