@@ -317,6 +317,11 @@ class Run:
             with self.curve_file.open(newline="") as file:
                 return list(csv.DictReader(file))
         except FileNotFoundError as error:
+            if self.is_finished:
+                raise gorl.InputError(
+                    f"{self.directory} has no {self.curve_file.name}, since its decoder was fitted and its policy not "
+                    "trained: give a run of gorl train."
+                ) from error
             raise gorl.InputError(
                 f"{self.directory} has no {self.curve_file.name} yet, since nothing was evaluated: train on with "
                 f"{command('gorl', 'resume', self.directory)}."

@@ -75,6 +75,9 @@ def test_other_commands_take_it(fitted, command, tmp_path):
     code, _, error = command("resume", directory)
     assert code == 2
     assert "is finished" in error
+    code, _, error = command("plot", directory, "-o", tmp_path / "curves.png")
+    assert code == 2
+    assert "its decoder was fitted and its policy not trained" in error
 
 
 @pytest.fixture(scope="module")
