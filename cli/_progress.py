@@ -72,7 +72,7 @@ class Progress:
         self._seen.add(phase)
         if phase == gorl.Phase.EVALUATE and not step.is_final:
             self._return = finite_mean(np.mean(state.returns[:, int(step.evaluation)], axis=1))
-            self._print(f"stage {stage}  {self._metrics(step)}", in_terminal=False)
+            self._print(f"stage {stage}  {self._metrics(step, state)}", in_terminal=False)
         if phase == gorl.Phase.REFINE:
             self._print(
                 f"stage {stage}  decoder refined in {seconds:.0f} s, "
@@ -90,15 +90,15 @@ class Progress:
             self._task,
             completed=index + 1,
             stage=stage,
-            metrics=self._metrics(step),
+            metrics=self._metrics(step, state),
             description=self._doing(following[0]) if following else "done",
         )
 
     def _doing(self, phase: gorl.Phase) -> str:
         return _COMPILING if phase == gorl.Phase.LEARN and phase not in self._seen else _DOING[phase]
 
-    def _metrics(self, step: gorl.ScheduleStep) -> str:
-        steps = int(step.iterations) * self._config.steps_per_iteration
+    def _metrics(self, step: gorl.ScheduleStep, state: gorl.TrainState) -> str:
+        steps = int(np.max(state.iterations)) * self._config.steps_per_iteration
         parts = [f"{steps:>11,} env steps"]
         learning = self._seconds[gorl.Phase.LEARN][-_LATEST:]
         if learning:

@@ -64,7 +64,7 @@ def summary(run: Run, result: gorl.Result, wall_seconds: float) -> None:
     stages, iterations = np.asarray(result.curve.stage[0]), np.asarray(result.curve.iterations[0])
     best_before = None
     for stage in range(config.num_stages):
-        here = stages == stage
+        here = (stages == stage) & (iterations >= 0)
         is_refined = stage + 1 < config.num_stages
         first, best = returns[here][0], np.nanmax(returns[here], initial=-np.inf)
         begin, end = iterations[here][[0, -1]]

@@ -398,19 +398,21 @@ def _progress(job: Job, group: Group) -> Progress:
 def curve_rows(runs: Sequence[Run], state: gorl.TrainState, wall_seconds: list[float]) -> list[list[Row]]:
     """The rows of `curve.csv` of each run: one for each seed and evaluation, but for that of the best policy."""
     config = runs[0].config
-    points = gorl.make_schedule(config).curve
+    points, evaluated_at = gorl.make_schedule(config).curve, np.asarray(state.evaluated_at)[0, :-1]
+    evaluations = np.flatnonzero(evaluated_at >= 0)  # those of all seeds
     returns, diverged_at = np.asarray(state.returns), np.asarray(state.diverged_at)
     divergence = [gorl.Divergence(kind).name.lower() for kind in np.asarray(state.divergence).tolist()]
     metrics = {name: np.asarray(metric) for name, metric in state.metrics.items()}
 
-    def row(index: int, seed: int, evaluation: int) -> Row:
-        iterations, at = int(points.iterations[evaluation]), int(diverged_at[index])
+    def row(index: int, seed: int, number: int) -> Row:
+        evaluation = evaluations[number]
+        iterations, at = int(evaluated_at[evaluation]), int(diverged_at[index])
         of_seed, has_diverged = returns[index, evaluation], 0 <= at <= iterations
         return {
             "seed": seed,
             "stage": int(points.stage[evaluation]),
             "env_steps": iterations * config.steps_per_iteration,
-            "wall_seconds": wall_seconds[evaluation],
+            "wall_seconds": wall_seconds[number],
             "return_mean": float(of_seed.mean()),
             "return_std": float(of_seed.std()),
             "return_min": float(of_seed.min()),
@@ -422,7 +424,7 @@ def curve_rows(runs: Sequence[Run], state: gorl.TrainState, wall_seconds: list[f
 
     def of_run(first: int, run: Run) -> list[Row]:
         seeds = list(enumerate(run.seed_numbers, first))
-        return [row(index, seed, evaluation) for evaluation in range(len(wall_seconds)) for index, seed in seeds]
+        return [row(index, seed, number) for number in range(len(wall_seconds)) for index, seed in seeds]
 
     return [of_run(place * run.seeds, run) for place, run in enumerate(runs)]
 
@@ -438,7 +440,9 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def _curve(run: Run, result: gorl.Result) -> RunCurve:
     curve = result.curve
-    return RunCurve(run.method, curve.env_steps[0], np.asarray(curve.stage[0]), np.asarray(curve.mean_return))
+    steps, returns = curve.env_steps[0], np.asarray(curve.mean_return)
+    has_been = steps >= 0
+    return RunCurve(run.method, steps[has_been], np.asarray(curve.stage[0])[has_been], returns[:, has_been])
 
 
 def _summary(run: Run, result: gorl.Result, wall_seconds: float) -> str:

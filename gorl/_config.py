@@ -10,9 +10,10 @@ import jax.numpy as jnp
 from ._decoder import AbstractDecoderConfig, FlowMatching, Identity
 from ._env import EnvConfig, check_options
 from ._errors import InputError
-from ._hyperparameters import Group, check_ranges, from_dict, load_json, static_field, to_dict
+from ._hyperparameters import Group, check_ranges, float_field, from_dict, load_json, static_field, to_dict
 from ._learner import PPO, AbstractLearner
 from ._regression import Refinement
+from ._types import Real
 
 
 def _env_config(env: Any) -> EnvConfig:
@@ -34,6 +35,9 @@ class Config(eqx.Module):
     - `decoder`: turns latents into actions.
     - `refinement`: the regression of the decoder between stages.
     - `stage_steps`: environment steps of each stage, rounded to whole iterations of the learner.
+    - `stage_patience`: a stage ends early after this many evaluations without a rise, and the rest of its steps is left
+        out; `None` for never. The mean over all seeds that train side by side decides.
+    - `stage_margin`: the share of the best return of the stage by which a return has to be above it to be a rise.
     - `evaluation_interval`: environment steps between evaluations, rounded to whole iterations; every stage is also
         evaluated when it begins and when it ends.
     - `evaluation_episodes`: episodes in an evaluation.
@@ -52,6 +56,8 @@ class Config(eqx.Module):
     decoder: AbstractDecoderConfig = FlowMatching()
     refinement: Refinement = Refinement()
     stage_steps: tuple[int, ...] = static_field((60_000_000, 60_000_000, 30_000_000, 30_000_000))
+    stage_patience: int | None = static_field(None)
+    stage_margin: Real = float_field(0.01, at_least=0)
     evaluation_interval: int = static_field(6_000_000)
     evaluation_episodes: int = static_field(128)
     starts_fitted: bool = eqx.field(static=True, default=False)

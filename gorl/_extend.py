@@ -88,11 +88,11 @@ def extend(config: Config, state: TrainState, longer: Config) -> TrainState:
         raise InputError("this state is not one of a run with this config: give the config that the run has.")
     like = state_shapes(longer, state.key)
 
-    def lengthened(count: int, leaf: Array, like: jax.ShapeDtypeStruct) -> Array:
-        """The first `count` entries of `leaf`, and as many more as `like` has."""
+    def lengthened(count: int, leaf: Array, like: Array | jax.ShapeDtypeStruct, unknown: int = 0) -> Array:
+        """The first `count` entries of `leaf`, and as many more as `like` has, which are not known yet."""
         shape = (*like.shape[:axis], like.shape[axis] - count, *like.shape[axis + 1 :])
         is_real = jnp.issubdtype(leaf.dtype, jnp.floating)
-        more = nans(*shape) if is_real else jnp.zeros(shape, leaf.dtype)
+        more = nans(*shape) if is_real else jnp.full(shape, unknown, leaf.dtype)
         return jnp.concatenate([jax.lax.slice_in_dim(leaf, 0, count, axis=axis), more], axis)
 
     returns, metrics = jax.tree.map(
@@ -101,8 +101,10 @@ def extend(config: Config, state: TrainState, longer: Config) -> TrainState:
         (like.returns, like.metrics),
     )
     fits = jax.tree.map(lambda leaf, like: lengthened(leaf.shape[axis], leaf, like), state.fits, like.fits)
+    evaluated_at = lengthened(schedule.num_evaluations - 1, state.evaluated_at, like.evaluated_at, unknown=-1)
     index = jnp.minimum(state.index, len(schedule) - 1)
-    return dataclasses.replace(state, index=index, returns=returns, metrics=metrics, fits=fits)
+    evaluated = {"evaluated_at": evaluated_at, "returns": returns, "metrics": metrics}
+    return dataclasses.replace(state, index=index, fits=fits, **evaluated)
 
 
 def continues(config: Config, longer: Config) -> bool:

@@ -8,13 +8,14 @@ import equinox as eqx
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ._backend import BackgroundCompiler, map_seeds, on_mesh, on_one_device, shardings
 from ._config import Config
 from ._decoder import AbstractDecoder
 from ._env import EpisodicEnv
 from ._errors import InputError
+from ._patience import is_left_out
 from ._prepare import check_batch, check_decoder, check_key, check_memory, mesh_of, prepare
 from ._rollout import RolloutState
 from ._schedule import Phase, Schedule, ScheduleStep, make_schedule
@@ -32,7 +33,8 @@ def iterate(
 ) -> Iterator[tuple[ScheduleStep, TrainState]]:
     """The same run as `gorl.train`, step by step, for whoever wants to watch it, stop it or save it.
 
-    Stopped anywhere and continued from its last state, it goes on bit-identically. Each phase is a program of its own:
+    Stopped anywhere and continued from its last state, it goes on bit-identically. Steps that `config.stage_patience`
+    leaves out are not among them. Each phase is a program of its own:
     the run begins when the first is compiled, and the others are compiled in the background.
 
     Several seeds are sharded over a mesh of the devices of the process: as many on each, on as many devices as divide
@@ -63,6 +65,8 @@ def iterate(
         state, remaining = _begin(config, env, mesh, start, decoder)
         with _compiling(config, env, mesh, state, remaining) as programs:
             for step in remaining:
+                if config.stage_patience is not None and bool(_is_left_out(config, state, step)):
+                    continue
                 phase = Phase(int(step.phase))
                 programs.wait(phase)
                 state = _advance_seeds(config, env, mesh, state, step, phase)
@@ -196,6 +200,17 @@ def _advance_seeds(
         return advance(of_phase, config, env, state, step)
 
     return _over_seeds(one_seed, config, mesh, state.key, state, step)
+
+
+@eqx.filter_jit
+def _is_left_out(config: Config, state: TrainState, step: ScheduleStep) -> Bool[Array, ""]:
+    schedule = make_schedule(config)
+
+    def of_seed(evaluated_at: Int[Array, " evaluations"], returns: Float[Array, "evaluations episodes"]) -> Array:
+        return is_left_out(config, schedule, evaluated_at, returns, step)
+
+    of_seeds = jax.vmap(of_seed, out_axes=None) if state.key.ndim else of_seed
+    return of_seeds(state.evaluated_at, state.returns)
 
 
 @eqx.filter_jit

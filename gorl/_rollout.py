@@ -33,6 +33,11 @@ class RolloutState(eqx.Module):
     keys: Key[Array, " envs"]
 
     @staticmethod
+    def begin(env: EpisodicEnv, num_envs: int, key: RandomKey, *, staggered: bool) -> "RolloutState":
+        """The environments as a stage begins."""
+        return (RolloutState.staggered if staggered else RolloutState.empty)(env, num_envs, key)
+
+    @staticmethod
     def empty(env: EpisodicEnv, num_envs: int, key: RandomKey) -> "RolloutState":
         """No episode is running and no start state is drawn: the first step of a rollout begins with both."""
         keys = own_rows(jax.random.split(key, num_envs), num_envs)

@@ -17,7 +17,7 @@ from ._policy import Policy
 from ._regression import Fit
 from ._rollout import RolloutState
 from ._schedule import ScheduleStep
-from ._types import RandomKey, RandomKeys
+from ._types import RandomKeys
 
 
 class Best(eqx.Module):
@@ -45,12 +45,14 @@ class TrainState(eqx.Module):
 
     - `key`: of the run; the key of each step is derived from it and from the step's index.
     - `index`: steps of the schedule that are done.
+    - `iterations`: of the learner that are done.
     - `learner_state`: networks, optimiser state and statistics of the learner.
     - `decoder`: the decoder, frozen while the encoder learns.
     - `rollout_state`: the training environments.
     - `best`: the best policy of the stage.
     - `diverged_at`: iterations done when a number was first found not to be finite; -1 if none was.
     - `divergence`: which number that was; a `gorl.Divergence`.
+    - `evaluated_at`: iterations that were done at every evaluation so far; -1 where none has been.
     - `returns`: of every evaluation so far; NaN where none has been yet.
     - `metrics`: of the learner's last iteration before each evaluation; and the mean over its episodes of what the
         environment reports, see `StepResult`.
@@ -60,12 +62,14 @@ class TrainState(eqx.Module):
 
     key: RandomKeys
     index: Int[Array, "*seeds"]
+    iterations: Int[Array, "*seeds"]
     learner_state: PyTree
     decoder: AbstractDecoder
     rollout_state: RolloutState
     best: Best
     diverged_at: Int[Array, "*seeds"]
     divergence: Int[Array, "*seeds"]
+    evaluated_at: Int[Array, "*seeds evaluations"]
     returns: Float[Array, "*seeds evaluations episodes"]
     metrics: dict[str, Float[Array, "*seeds evaluations"]]
     latest_metrics: dict[str, Float[Array, "*seeds"]]
@@ -75,11 +79,12 @@ class TrainState(eqx.Module):
 class Curve(eqx.Module):
     """Every evaluation of a run, in order. A run over several seeds has a leading axis of seeds everywhere.
 
-    Returns are NaN where they or the parameters of a seed were not finite, and where a run has not come to yet.
+    Returns are NaN where they or the parameters of a seed were not finite, where a run has not come to yet, and where a
+    stage ended before (`config.stage_patience`).
 
     **Attributes:**
 
-    - `iterations`: of the learner, since the run began.
+    - `iterations`: of the learner, since the run began; -1 where there was no evaluation.
     - `stage`: the stage that each evaluation belongs to.
     - `returns`: the undiscounted return of each episode.
     - `metrics`: of the learner's last iteration, NaN as a stage begins; and the mean over episodes of what the
@@ -95,8 +100,12 @@ class Curve(eqx.Module):
 
     @property
     def env_steps(self) -> Int[np.ndarray, "*seeds evaluations"]:
-        """Environment steps since the run began. In 64 bits on the host, where they cannot overflow."""
-        return np.asarray(self.iterations, np.int64) * self.steps_per_iteration
+        """Environment steps since the run began; -1 where there was no evaluation.
+
+        In 64 bits on the host, where they cannot overflow.
+        """
+        iterations = np.asarray(self.iterations, np.int64)
+        return np.where(iterations < 0, -1, iterations * self.steps_per_iteration)
 
     @property
     def mean_return(self) -> Float[Array, "*seeds evaluations"]:
@@ -166,12 +175,12 @@ def no_return() -> Float[Array, ""]:
     return jnp.full((), -jnp.inf, jnp.float32)
 
 
-def record_divergence(state: TrainState, step: ScheduleStep, divergence: Int[Array, ""]) -> TrainState:
+def record_divergence(state: TrainState, divergence: Int[Array, ""]) -> TrainState:
     """Records what first was not finite, and when. The run goes on: its next stage begins afresh."""
     is_first = (divergence != Divergence.NONE) & (state.diverged_at < 0)
     return dataclasses.replace(
         state,
-        diverged_at=jnp.where(is_first, step.iterations, state.diverged_at),
+        diverged_at=jnp.where(is_first, state.iterations, state.diverged_at),
         divergence=jnp.where(is_first, divergence, state.divergence),
     )
 
@@ -179,19 +188,19 @@ def record_divergence(state: TrainState, step: ScheduleStep, divergence: Int[Arr
 def emit_record(
     on_evaluation: Callable[[EvaluationRecord], None],
     steps_per_iteration: int,
-    key: RandomKey,
+    state: TrainState,
     step: ScheduleStep,
     returns: Float[Array, " episodes"],
     metrics: dict[str, Float[Array, ""]],
 ) -> None:
     """Calls `on_evaluation` on the host, from within a compiled program."""
 
-    def call(key: Array, step: ScheduleStep, returns: Array, metrics: dict[str, Array]) -> None:
+    def call(key: Array, iterations: Array, step: ScheduleStep, returns: Array, metrics: dict[str, Array]) -> None:
         on_evaluation(
             EvaluationRecord(
                 key=np.asarray(key),
                 stage=int(step.stage),
-                env_steps=int(step.iterations) * steps_per_iteration,
+                env_steps=int(iterations) * steps_per_iteration,
                 returns=np.asarray(returns),
                 metrics={name: float(metric) for name, metric in metrics.items()},
                 is_final=bool(step.is_final),
@@ -199,6 +208,6 @@ def emit_record(
         )
 
     def emit() -> None:
-        jax.debug.callback(call, jax.random.key_data(key), step, returns, metrics)
+        jax.debug.callback(call, jax.random.key_data(state.key), state.iterations, step, returns, metrics)
 
     on_first_part(emit)

@@ -28,6 +28,7 @@ from ._divergence import Divergence, first_of
 from ._env import EpisodicEnv
 from ._evaluation import play_episodes
 from ._learner import AbstractEncoder
+from ._patience import unless_over
 from ._policy import Policy, StagedDecoder
 from ._prepare import check_batch, check_callback, check_decoder, check_key, mesh_of, prepare
 from ._regression import Fit, fit_decoder
@@ -102,7 +103,7 @@ def _train(
         return jax.lax.switch(step.phase, phases, config, env, state, step, key)
 
     def body(state: TrainState, step: ScheduleStep) -> tuple[TrainState, None]:
-        return advance(any_phase, config, env, state, step), None
+        return unless_over(config, schedule, state, step, lambda: advance(any_phase, config, env, state, step)), None
 
     state, _ = jax.lax.scan(body, init(config, env, schedule, key, decoder), schedule.steps)
     return result(config, schedule, state)
@@ -140,12 +141,16 @@ def init(
     return TrainState(
         key=key,
         index=jnp.zeros((), jnp.int32),
+        iterations=jnp.zeros((), jnp.int32),
         learner_state=learner_state,
         decoder=decoder,
-        rollout_state=_fresh_rollout_state(config, env, rollout_key),
+        rollout_state=RolloutState.begin(
+            env.in_training, config.learner.num_envs, rollout_key, staggered=config.env.staggered
+        ),
         best=Best(no_return(), policy, is_known=jnp.zeros((), bool)),
         diverged_at=jnp.full((), -1, jnp.int32),
         divergence=jnp.asarray(Divergence.NONE, jnp.int32),
+        evaluated_at=jnp.full(schedule.num_evaluations, -1, jnp.int32),
         returns=nans(schedule.num_evaluations, config.evaluation_episodes),
         metrics={name: nans(schedule.num_evaluations) for name in (*config.learner.metric_names(), *env.term_names)},
         latest_metrics={name: nans() for name in config.learner.metric_names()},
@@ -169,7 +174,7 @@ def _learn(config: Config, env: EpisodicEnv, state: TrainState, step: ScheduleSt
         (~all_finite(learner.encoder(learner_state)), Divergence.PARAMETERS),
     )
     state = dataclasses.replace(state, learner_state=learner_state, rollout_state=rollout_state, latest_metrics=metrics)
-    return record_divergence(state, step, divergence)
+    return record_divergence(dataclasses.replace(state, iterations=state.iterations + 1), divergence)
 
 
 def _evaluate(
@@ -199,10 +204,11 @@ def _evaluate(
     latest = state.latest_metrics | {name: jnp.mean(term) for name, term in played.terms.items()}
     metrics = {name: state.metrics[name].at[step.evaluation].set(metric) for name, metric in latest.items()}
     if on_evaluation is not None:
-        emit_record(on_evaluation, config.steps_per_iteration, state.key, step, returns, latest)
+        emit_record(on_evaluation, config.steps_per_iteration, state, step, returns, latest)
     all_returns = state.returns.at[step.evaluation].set(returns)
-    state = dataclasses.replace(state, best=best, returns=all_returns, metrics=metrics)
-    return record_divergence(state, step, jnp.where(is_sound, jnp.max(played.divergence), of_policy))
+    evaluated_at = state.evaluated_at.at[step.evaluation].set(state.iterations)
+    state = dataclasses.replace(state, best=best, evaluated_at=evaluated_at, returns=all_returns, metrics=metrics)
+    return record_divergence(state, jnp.where(is_sound, jnp.max(played.divergence), of_policy))
 
 
 def _refine(config: Config, env: EpisodicEnv, state: TrainState, step: ScheduleStep, key: RandomKey) -> TrainState:
@@ -222,19 +228,21 @@ def _refine(config: Config, env: EpisodicEnv, state: TrainState, step: ScheduleS
             state.learner_state, env.observation_size, env.action_size, learner_key, env.critic_observation_size
         ),
         decoder=decoder,
-        rollout_state=_fresh_rollout_state(config, env, rollout_key),
+        rollout_state=RolloutState.begin(
+            env.in_training, config.learner.num_envs, rollout_key, staggered=config.env.staggered
+        ),
         best=dataclasses.replace(state.best, mean_return=no_return()),
         latest_metrics={name: nans() for name in state.latest_metrics},
         fits=jax.tree.map(lambda all_fits, this: all_fits.at[step.stage].set(this), state.fits, fit),
     )
-    return record_divergence(state, step, first_of((~jnp.isfinite(fit.validation_loss), Divergence.DECODER)))
+    return record_divergence(state, first_of((~jnp.isfinite(fit.validation_loss), Divergence.DECODER)))
 
 
 def result(config: Config, schedule: Schedule, state: TrainState) -> Result:
     """The result of a run that ended in `state`."""
     points = schedule.curve
     curve = Curve(
-        jnp.asarray(points.iterations),
+        state.evaluated_at[:-1],
         jnp.asarray(points.stage),
         state.returns[:-1],
         {name: metric[:-1] for name, metric in state.metrics.items()},
@@ -250,9 +258,3 @@ def _policy(env: EpisodicEnv, encoder: AbstractEncoder, decoder: StagedDecoder) 
 def _staged(config: Config, state: TrainState, step: ScheduleStep) -> StagedDecoder:
     """The decoder of a stage: the identity in the first, unless one was given. The stage has no batch axis."""
     return StagedDecoder(state.decoder, jnp.asarray((step.stage > 0) | config.starts_fitted))
-
-
-def _fresh_rollout_state(config: Config, env: EpisodicEnv, key: RandomKey) -> RolloutState:
-    """The training environments as a stage begins."""
-    begin = RolloutState.staggered if config.env.staggered else RolloutState.empty
-    return begin(env.in_training, config.learner.num_envs, key)

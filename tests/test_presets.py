@@ -226,6 +226,8 @@ def test_the_paper_scale_is_the_papers(task, method):
         },
         "refinement": REFINEMENT,
         "evaluation_episodes": 128,
+        "stage_patience": None,
+        "stage_margin": 0.01,
         "starts_fitted": method == "dsrl",
         "extra_evaluations": [],
         **expected,
