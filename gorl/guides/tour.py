@@ -17,8 +17,8 @@
 # learning and have not seen this library. You train a policy, look at it, compare two methods, and train on an
 # environment of your own.
 #
-# This file is a Python script and a notebook at once. These two commands make the notebook, and any program for notebooks
-# opens it:
+# This file is a Python script and a notebook at once. These two commands make the notebook, and any program for
+# notebooks opens it:
 #
 # ```bash
 # pip install "gorl[tour]"
@@ -52,23 +52,23 @@ PICTURES.mkdir(exist_ok=True)
 # %% [markdown]
 # ## Train
 #
-# `MultiGoal` is a small task that is built in. A point stands in the middle of four goals, all equally good. An action moves
-# it. The best first action is not unique, and a Gaussian can represent only one of them.
+# `MultiGoal` is a small task that is built in. A point stands in the middle of four goals, all equally good. An action
+# moves it. The best first action is not unique, and a Gaussian can represent only one of them.
 #
-# A `gorl.Config` says everything about a run but its random key. `gorl.preset` gives one that works, and `gorl.replace` and
-# `gorl.reschedule` change it. The method `gorl-flow` trains a Gaussian encoder by PPO, and fits a decoder by flow matching.
-# They alternate in stages: here there are two.
+# A `gorl.Config` says everything about a run but its random key. `gorl.preset` gives one that works, and `gorl.replace`
+# and `gorl.reschedule` change it. The method `gorl-flow` trains a Gaussian encoder by PPO, and fits a decoder by flow
+# matching. They alternate in stages: here there are two.
 
 # %%
 config = gorl.reschedule(gorl.preset("MultiGoal", method="gorl-flow"), total_steps=STEPS)
 print(config)
 
 # %% [markdown]
-# `gorl.train(config, key)` is a pure function, physics and evaluation included. `jax.vmap` maps it over keys, so the seeds
-# train side by side in one compiled program.
+# `gorl.train(config, key)` is a pure function, physics and evaluation included. `jax.vmap` maps it over keys, so the
+# seeds train side by side in one compiled program.
 #
-# The third argument is called after each evaluation of each seed. Here it moves a progress bar. The bar stands still for
-# some seconds at first, while JAX compiles.
+# The third argument is called after each evaluation of each seed. Here it moves a progress bar. The bar stands still
+# for some seconds at first, while JAX compiles.
 
 # %%
 keys = jax.random.split(jax.random.key(0), SEEDS)
@@ -76,7 +76,7 @@ keys = jax.random.split(jax.random.key(0), SEEDS)
 
 def train(config: gorl.Config) -> gorl.Result:
     """Trains one policy for each key."""
-    with tqdm(total=sum(config.stage_steps), unit=" steps", unit_scale=True) as bar:
+    with tqdm(total=sum(config.stage_iterations) * config.steps_per_iteration, unit=" steps", unit_scale=True) as bar:
 
         def show(record: gorl.EvaluationRecord) -> None:
             bar.update(min(int(record.env_steps), bar.total) - bar.n)
@@ -89,13 +89,13 @@ flow = train(config)
 print("Return of the best policy of each seed:", np.mean(flow.returns, axis=-1).round(1))
 
 # %% [markdown]
-# The point can earn a little over 40 in an episode. All results have a leading axis of seeds. `gorl.of_seed` takes one of
-# them.
+# The point can earn a little over 40 in an episode. All results have a leading axis of seeds. `gorl.of_seed` takes one
+# of them.
 #
 # ## Look
 #
-# The curve holds every evaluation. It falls a little where a stage begins: the fresh encoder samples from N(0, I), and the
-# decoder turns these latents into what it has learned to imitate.
+# The curve holds every evaluation. It falls a little where a stage begins: the fresh encoder samples from N(0, I), and
+# the decoder turns these latents into what it has learned to imitate.
 
 # %%
 figure, axes = plt.subplots(figsize=(6, 3.5), layout="constrained")
@@ -108,12 +108,12 @@ axes.legend()
 figure.savefig(PICTURES / "curve.png")
 
 # %% [markdown]
-# A policy is a function of one observation and a key. It samples an action in `[-1, 1]`. `policy.mode` gives the action of
-# the most likely latent. Both go through `jax.vmap` like any function of JAX.
+# A policy is a function of one observation and a key. It samples an action in `[-1, 1]`. `policy.mode` gives the action
+# of the most likely latent. Both go through `jax.vmap` like any function of JAX.
 #
-# These are a thousand actions in the middle of the goals, for one observation. The encoder is Gaussian; the decoder gives
-# the actions their shape. They all lead to one goal: the first stage had a Gaussian policy, which chose it, and nothing in
-# this task rewards a second choice.
+# These are a thousand actions in the middle of the goals, for one observation. The encoder is Gaussian; the decoder
+# gives the actions their shape. They all lead to one goal: the first stage had a Gaussian policy, which chose it, and
+# nothing in this task rewards a second choice.
 
 # %%
 policy = gorl.of_seed(flow, 0).policy
@@ -135,8 +135,8 @@ axes.set(xlim=(-1.05, 1.05), ylim=(-1.05, 1.05), title="actions for one observat
 figure.savefig(PICTURES / "actions.png")
 
 # %% [markdown]
-# `gorl.render` films episodes with MuJoCo's renderer. It raises `gorl.InputError` where there is nothing to draw with, and
-# says what to install. The command `gorl render` films a run, and `gorl view` shows a policy live in the browser.
+# `gorl.render` films episodes with MuJoCo's renderer. It raises `gorl.InputError` where there is nothing to draw with,
+# and says what to install. The command `gorl render` films a run, and `gorl view` shows a policy live in the browser.
 
 # %%
 try:
@@ -191,8 +191,8 @@ figure.savefig(PICTURES / "comparison.png")
 
 # %% [markdown]
 # Three seeds cannot rank methods, and the intervals are only the smallest and the largest return. From ten seeds on,
-# `gorl eval`, `gorl plot` and `gorl report` give the 95 % confidence interval of the mean. Both methods solve this task,
-# which is too easy to tell them apart.
+# `gorl eval`, `gorl plot` and `gorl report` give the 95 % confidence interval of the mean. Both methods solve this
+# task, which is too easy to tell them apart.
 #
 # ## An environment of your own
 #
@@ -228,9 +228,9 @@ class Swing:
 
 
 # %% [markdown]
-# GoRL checks an environment before it compiles anything, and says what is wrong with it. It knows no preset for this one,
-# and takes a cautious one for ten million steps. The task is easy, so smaller and faster updates learn it in a fraction of
-# them. `gorl.play` gives every step of the episodes.
+# GoRL checks an environment before it compiles anything, and says what is wrong with it. It knows no preset for this
+# one, and takes a cautious one for ten million steps. The task is easy, so smaller and faster updates learn it in a
+# fraction of them. `gorl.play` gives every step of the episodes.
 
 # %%
 config = gorl.reschedule(
@@ -253,8 +253,8 @@ axes.set(xlabel="step", ylabel="cosine of the angle", title="eight episodes; 1 i
 figure.savefig(PICTURES / "swing.png")
 
 # %% [markdown]
-# Saved as `my_env.py`, the class has a name, `my_env:Swing`. With the name it trains by `gorl train my_env:Swing`, and its
-# config and its policy can be written to files.
+# Saved as `my_env.py`, the class has a name, `my_env:Swing`. With the name it trains by `gorl train my_env:Swing`, and
+# its config and its policy can be written to files.
 #
 # ## Where to go next
 #
