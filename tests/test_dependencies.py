@@ -93,15 +93,15 @@ def test_what_is_imported_is_declared(folder):
     declared = {normalised(Requirement(text).name) for text in PROJECT["dependencies"]}
     optional = {
         normalised(Requirement(text).name)
-        for extra in ("tensorboard", "wandb", "video", "onnx", "report", "tune", "view")
+        for extra in ("tensorboard", "wandb", "video", "onnx", "report", "tune", "tour", "view")
         for text in PROJECT["optional-dependencies"][extra]
     }
     for path in (ROOT / folder).rglob("*.py"):
         for name, at_once in imported(path):
             if name in OWN or name in sys.stdlib_module_names:
                 continue
-            # The module that is about ONNX is imported by nothing at once.
-            allowed = declared if at_once and path.name != "_onnx.py" else declared | optional
+            # The module that is about ONNX and the tour are imported by nothing at once.
+            allowed = declared if at_once and path.name not in ("_onnx.py", "tour.py") else declared | optional
             assert modules().get(name, set()) & allowed, f"{path} imports {name}, which pyproject.toml does not declare"
 
 

@@ -24,6 +24,7 @@ import gorl
 
 ROOT = pathlib.Path(__file__).parent.parent
 GUIDES = sorted((ROOT / "gorl/guides").glob("*.md"))
+TOUR = ROOT / "gorl/guides/tour.py"
 DOCUMENTS = [ROOT / "README.md", *GUIDES, *sorted((ROOT / ".github").glob("*.md"))]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 # What is trained in an example is trained with these sizes, where the config has them.
@@ -271,7 +272,7 @@ def test_every_link_leads_somewhere(path):
         assert to.exists(), target
         assert not anchor or anchor in anchors(to), target
         if path in GUIDES:
-            assert to in GUIDES, f"{target} is not in the package"
+            assert to in [*GUIDES, TOUR], f"{target} is not in the package"
 
 
 @pytest.mark.parametrize(
@@ -312,10 +313,10 @@ def every_field(group):
 
 
 def test_the_guides_are_in_the_package():
-    assert "guides/*.md" in PROJECT["tool"]["setuptools"]["package-data"]["gorl"]
+    assert {"guides/*.md", "guides/*.py"} <= set(PROJECT["tool"]["setuptools"]["package-data"]["gorl"])
     (index,) = [path for path in GUIDES if path.name == "README.md"]
-    linked = set(re.findall(r"\]\((\w+\.md)\)", index.read_text()))
-    assert linked == {path.name for path in GUIDES} - {"README.md"}
+    linked = set(re.findall(r"\]\((\w+\.(?:md|py))\)", index.read_text()))
+    assert linked == {path.name for path in [*GUIDES, TOUR]} - {"README.md"}
 
 
 def test_the_reference_has_every_public_name():
