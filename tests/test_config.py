@@ -124,6 +124,7 @@ LEAVES = {
     ".decoder.atol",
     ".refinement.patience",
     ".refinement.learning_rate",
+    ".stage_margin",
 }
 
 
