@@ -18,8 +18,8 @@ from ._run import Run, check_new, make_directory, versions
 from ._tables import new_table
 from ._train import table
 
-# A refinement comes again and again, this once. Fitted to 100 episodes of CheetahRun whose actions were drawn, a preset's
-# decoder returned 0.85 of what the demonstrator did (0.78 with latents drawn), and with these numbers 1.02 (0.96).
+# A refinement comes again and again, this once. Fitted to 100 episodes of CheetahRun whose actions were drawn, the
+# preset's decoder returned 0.85 of what the demonstrator did (0.78 with latents drawn), this one 1.02 (0.96).
 _REGRESSION = {"refinement.num_epochs": 200, "refinement.patience": 40, "refinement.learning_rate": 1e-3}
 _WIDTH = 128
 _EPISODES = 64  # in which a fitted decoder is tried
