@@ -445,13 +445,18 @@ def report(
     out: Annotated[pathlib.Path, typer.Option("-o", "--out", help="The file: .html.")] = pathlib.Path("report.html"),
 ) -> None:
     """Make a page about runs or sweeps, finished or not, that opens without a network: curves, tables, a film."""
-    from ._render import choose_gl_if_any
-    from ._report import check_report, report as make_report
-    from ._sweep import open_runs
+    from concurrent.futures import ThreadPoolExecutor
 
-    check_report(out)
-    opened, settings = open_runs(runs)
-    choose_gl_if_any()  # before MuJoCo is imported
+    from ._render import choose_gl_if_any
+
+    with ThreadPoolExecutor(1) as beside:
+        # Before MuJoCo is imported. Other processes try, which takes as long as what is imported meanwhile.
+        beside.submit(choose_gl_if_any)
+        from ._report import check_report, report as make_report
+        from ._sweep import open_runs
+
+        check_report(out)
+        opened, settings = open_runs(runs)
     make_report(opened, out, settings)
 
 
