@@ -394,7 +394,7 @@ def view(
 
 @app.command()
 def plot(
-    runs: Annotated[list[pathlib.Path], typer.Argument(metavar="RUN...", help="Directories of runs.")],
+    runs: Annotated[list[pathlib.Path], typer.Argument(metavar="RUN...", help="Directories of runs, or of sweeps.")],
     out: Annotated[pathlib.Path | None, typer.Option("-o", "--out", help="The file: .png, .pdf or .svg.")] = None,
     actions: Annotated[
         bool, typer.Option("--actions", help="Draw the distribution of one policy's actions along an episode.")
@@ -409,11 +409,11 @@ def plot(
     import gorl
 
     from ._plot import plot_actions, plot_curves
-    from ._run import Run
+    from ._sweep import open_runs
 
-    opened = [Run.open(run) for run in runs]
+    opened, settings = open_runs(runs)
     if not actions:
-        plot_curves(opened, out or pathlib.Path("curves.png"), column)
+        plot_curves(opened, out or pathlib.Path("curves.png"), column, settings)
         return
     if len(opened) > 1:
         raise gorl.InputError("--actions draws those of one policy: give one run.")

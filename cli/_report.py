@@ -73,7 +73,7 @@ def page(
 ) -> str:
     """The text of the page. The arguments are those of [`report`][] and [`write_page`][]."""
     settings = settings or {}
-    labels = [settings.get(run.directory) or label for run, label in zip(runs, run_labels(runs), strict=True)]
+    labels = run_labels(runs, settings)
     shown = [_about(run, label, is_training, is_quick) for run, label in zip(runs, labels, strict=True)]
     if len(runs) > 1:
         shown.sort(key=_rank, reverse=True)
