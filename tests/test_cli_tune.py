@@ -142,7 +142,7 @@ class Paying:
 
 @pytest.fixture(scope="module")
 def pruned(tmp_path_factory, output_of):
-    """A study of a seed that draws poor trials late, one after another, of a task that pays 1 for each step: what a trial returns is known."""
+    """A study whose seed draws poor trials late, one by one. Its task pays 1 for each step: every return is known."""
     place = tmp_path_factory.mktemp("pruned")
     (place / "my_paying.py").write_text(PAYING)
     quick = [option for option in QUICK if "episode_length" not in option]
