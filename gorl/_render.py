@@ -197,9 +197,6 @@ def _renderer(model: Any, height: int, width: int) -> Any:
     model = copy.copy(model)  # so that the caller's does not change
     model.vis.global_.offheight = max(height, model.vis.global_.offheight)
     model.vis.global_.offwidth = max(width, model.vis.global_.offwidth)
-    # Without a GPU a map of shadows takes most of a frame's time, and a finer one than the picture shows nothing more.
-    finest = 2 ** math.ceil(math.log2(2 * max(height, width)))
-    model.vis.quality.shadowsize = min(model.vis.quality.shadowsize, finest)
     try:
         return mujoco.Renderer(model, height, width)
     except (AttributeError, ImportError, RuntimeError, mujoco.FatalError) as error:  # pyright: ignore[reportAttributeAccessIssue]
