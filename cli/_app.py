@@ -407,7 +407,7 @@ def view(
 
 @app.command()
 def plot(
-    runs: Annotated[list[pathlib.Path], typer.Argument(metavar="RUN...", help="Directories of runs.")],
+    runs: Annotated[list[pathlib.Path], typer.Argument(metavar="RUN...", help="Directories of runs, or of sweeps.")],
     out: Annotated[pathlib.Path | None, typer.Option("-o", "--out", help="The file: .png, .pdf or .svg.")] = None,
     actions: Annotated[
         bool, typer.Option("--actions", help="Draw the distribution of one policy's actions along an episode.")
@@ -422,11 +422,11 @@ def plot(
     import gorl
 
     from ._plot import plot_actions, plot_curves
-    from ._run import Run
+    from ._sweep import open_runs
 
-    opened = [Run.open(run) for run in runs]
+    opened, settings = open_runs(runs)
     if not actions:
-        plot_curves(opened, out or pathlib.Path("curves.png"), column)
+        plot_curves(opened, out or pathlib.Path("curves.png"), column, settings)
         return
     if len(opened) > 1:
         raise gorl.InputError("--actions draws those of one policy: give one run.")
@@ -458,13 +458,18 @@ def report(
     out: Annotated[pathlib.Path, typer.Option("-o", "--out", help="The file: .html.")] = pathlib.Path("report.html"),
 ) -> None:
     """Make a page about runs or sweeps, finished or not, that opens without a network: curves, tables, a film."""
-    from ._render import choose_gl_if_any
-    from ._report import check_report, report as make_report
-    from ._sweep import open_runs
+    from concurrent.futures import ThreadPoolExecutor
 
-    check_report(out)
-    opened, settings = open_runs(runs)
-    choose_gl_if_any()  # before MuJoCo is imported
+    from ._render import choose_gl_if_any
+
+    with ThreadPoolExecutor(1) as beside:
+        # Before MuJoCo is imported. Other processes try, which takes as long as what is imported meanwhile.
+        beside.submit(choose_gl_if_any)
+        from ._report import check_report, report as make_report
+        from ._sweep import open_runs
+
+        check_report(out)
+        opened, settings = open_runs(runs)
     make_report(opened, out, settings)
 
 

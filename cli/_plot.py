@@ -2,7 +2,7 @@
 
 import pathlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
@@ -16,7 +16,12 @@ from ._run import Run, damaged
 RETURN = "return_mean"
 
 
-def plot_curves(runs: Sequence[Run], path: pathlib.Path, column: str = RETURN) -> None:
+def plot_curves(
+    runs: Sequence[Run],
+    path: pathlib.Path,
+    column: str = RETURN,
+    settings: Mapping[pathlib.Path, str] | None = None,
+) -> None:
     """Draws the learning curves of runs, finished or not, on one axis.
 
     **Arguments:**
@@ -24,9 +29,11 @@ def plot_curves(runs: Sequence[Run], path: pathlib.Path, column: str = RETURN) -
     - `runs`: the runs.
     - `path`: the file.
     - `column`: what of `curve.csv` to draw.
+    - `settings`: the setting of each run that a sweep trained, by its directory.
     """
     suffix = check_output(path, SUFFIXES)
-    curves = [run_curve(run, label, column) for run, label in zip(runs, run_labels(runs), strict=True)]
+    labels = run_labels(runs, settings)
+    curves = [run_curve(run, label, column) for run, label in zip(runs, labels, strict=True)]
     envs = {str(run.config.env) for run in runs}
     title = envs.pop() if len(envs) == 1 else ""
     title = f"{runs[0].method} on {title}" if len(runs) == 1 else title
@@ -82,8 +89,9 @@ def shortest_tails(paths: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
     return [next((path[-length:] for length in range(1, len(path)) if is_unique(path, length)), path) for path in paths]
 
 
-def run_labels(runs: Sequence[Run]) -> list[str]:
-    """The method, the environment if there are several, and the directory if two runs would have the same label."""
+def run_labels(runs: Sequence[Run], settings: Mapping[pathlib.Path, str] | None = None) -> list[str]:
+    """The setting of a run of a sweep, by its directory. Of another run the method, the environment if there are
+    several, and the directory if two runs would have the same label."""
     several = len({str(run.config.env) for run in runs}) > 1
     labels = [f"{run.method} on {run.config.env}" if several else run.method for run in runs]
     for label, often in Counter(labels).items():
@@ -92,4 +100,4 @@ def run_labels(runs: Sequence[Run]) -> list[str]:
             tails = shortest_tails([runs[index].directory.resolve().parts for index in alike])
             for index, tail in zip(alike, tails, strict=True):
                 labels[index] = f"{label} ({pathlib.PurePath(*tail)})"
-    return labels
+    return [(settings or {}).get(run.directory) or label for run, label in zip(runs, labels, strict=True)]

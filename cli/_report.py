@@ -9,6 +9,7 @@ import pathlib
 import platform
 import re
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -72,7 +73,7 @@ def page(
 ) -> str:
     """The text of the page. The arguments are those of [`report`][] and [`write_page`][]."""
     settings = settings or {}
-    labels = [settings.get(run.directory) or label for run, label in zip(runs, run_labels(runs), strict=True)]
+    labels = run_labels(runs, settings)
     shown = [_about(run, label, is_training, is_quick) for run, label in zip(runs, labels, strict=True)]
     if len(runs) > 1:
         shown.sort(key=_rank, reverse=True)
@@ -209,13 +210,15 @@ def _acting(run: Run) -> dict[str, Any]:
     seed = run.best_seed()
     policy = run.policy(seed)
     found: dict[str, Any] = {"acts": seed, "note": ""}
+    with ThreadPoolExecutor(1) as beside:  # MuJoCo draws while JAX traces and compiles
+        film = beside.submit(_film, run, policy)
+        try:
+            found["actions"] = actions_along(run.config.env, policy, jax.random.key(0))
+            found["action_axis"] = action_axis(found["actions"])
+        except gorl.InputError as error:
+            found["no_actions"] = str(error)
     try:
-        found["actions"] = actions_along(run.config.env, policy, jax.random.key(0))
-        found["action_axis"] = action_axis(found["actions"])
-    except gorl.InputError as error:
-        found["no_actions"] = str(error)
-    try:
-        found["film"] = _film(run, policy)
+        found["film"] = film.result()
     except gorl.InputError as error:
         found["no_film"] = str(error)
     return found

@@ -26,10 +26,12 @@ from ._run import (
 )
 from ._space import Space
 from ._sweep import Sweep
+from ._tables import new_table
 from ._train import Job, batch, by_structure, check_options, make_group, train_groups
 
 if TYPE_CHECKING:
     import optuna
+    import rich.table
 
 PACKAGES = ("optuna",)
 _JOURNAL = "study.log"
@@ -331,8 +333,23 @@ class _Study:
         code = 0
         if finished:
             code = self._sweep(finished, sum(seconds.values())).finish(())
-        plain_console().print(told, soft_wrap=True)
+        console = plain_console()
+        if counts[states.PRUNED]:
+            console.print(self._pruned_table(runs, [trial for trial in begun if trial.state == states.PRUNED]))
+        console.print(told, soft_wrap=True)
         return code if finished else 1
+
+    def _pruned_table(
+        self, runs: Mapping[str, Run], pruned: Sequence["optuna.trial.FrozenTrial"]
+    ) -> "rich.table.Table":
+        """The trials that were stopped: their values, and the return and the steps that they had come to."""
+        shown = new_table(*self.search.search, "return", "env steps", "run", title="pruned", left=("run",))
+        for trial in pruned:
+            name = _name(trial.number)
+            values = [str(_text(trial.params[field])) for field in self.search.search]
+            mean = trial.intermediate_values[max(trial.intermediate_values)]
+            shown.add_row(*values, f"{mean:.1f}", f"{int(runs[name].curve()[-1]['env_steps']):,}", name)
+        return shown
 
 
 def _stored(trial: "optuna.Trial") -> "optuna.trial.FrozenTrial":

@@ -46,8 +46,6 @@ def interval(values: Float[np.ndarray, "..."], axis: int = -1) -> Interval:
     - `values`: independent of each other along the axis, and about normal.
     - `axis`: which.
     """
-    import scipy.stats  # which takes as long to import as a fifth of gorl
-
     values = np.moveaxis(values.astype(np.float64), axis, -1)
     finite = np.where(np.isfinite(values), values, np.nan)
     count = np.sum(np.isfinite(values), axis=-1)
@@ -55,6 +53,8 @@ def interval(values: Float[np.ndarray, "..."], axis: int = -1) -> Interval:
     with np.errstate(divide="ignore", invalid="ignore"):
         mean = np.nansum(finite, axis=-1) / count
         if is_confidence:
+            import scipy.stats  # which takes as long to import as a fifth of gorl
+
             squares = np.nansum((finite - np.expand_dims(mean, -1)) ** 2, axis=-1)
             low, high = scipy.stats.t.interval(CONFIDENCE, count - 1, mean, np.sqrt(squares / (count - 1) / count))
         else:

@@ -376,7 +376,11 @@ def test_a_browser_shows_the_page(copied, monkeypatch):
         assert found["mean"] == [0, 4800, None, 4800, 9600, None]
         assert found["seed 7"] == [0, 5600, None, 5600, 11200, None]
         assert len(browser.find_elements(By.CSS_SELECTOR, "#curves-plot .scatterlayer .trace")) >= 4
-        assert len(browser.find_elements(By.CSS_SELECTOR, ".panels .scatterlayer")) == 6
+        panels = browser.find_element(By.CSS_SELECTOR, ".panels")
+        browser.execute_script("arguments[0].scrollIntoView({behavior: 'instant', block: 'end'})", panels)
+        WebDriverWait(browser, 20).until(
+            lambda _: len(browser.find_elements(By.CSS_SELECTOR, ".panels .scatterlayer")) == 6
+        )
         assert "128" not in browser.find_element(By.ID, "results-table").text
         assert "[1.0, 3.0]" in browser.find_element(By.ID, "results-table").text
         (shown,) = browser.find_elements(By.CSS_SELECTOR, ".film")

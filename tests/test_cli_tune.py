@@ -1,9 +1,12 @@
 """`gorl tune`."""
 
 import csv
+import re
 
+import numpy as np
 import pytest
 from test_cli import SMALL
+from test_cli_report import Page
 
 import gorl
 from gorl_cli._run import Run
@@ -110,6 +113,96 @@ def test_a_directory_of_another_study_is_refused(tuned, command):
     assert "holds another study, in which search is learner.learning_rate=1e-4:1e-2:log" in error
     assert error.count("\n") == 1
     assert "is a study of gorl tune" in command("resume", directory)[2]
+
+
+PAYING = """
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+
+class State(eqx.Module):
+    obs: jax.Array
+    reward: jax.Array
+    done: jax.Array
+
+
+class Paying:
+    observation_size = 1
+    action_size = 1
+    episode_length = 10
+
+    def reset(self, key):
+        return State(jax.random.uniform(key, (1,)), jnp.zeros(()), jnp.zeros(()))
+
+    def step(self, state, action):
+        return State(state.obs, jnp.ones(()), jnp.zeros(()))
+"""
+
+
+@pytest.fixture(scope="module")
+def pruned(tmp_path_factory, output_of):
+    """A study whose seed draws poor trials late, one by one. Its task pays 1 for each step: every return is known."""
+    place = tmp_path_factory.mktemp("pruned")
+    (place / "my_paying.py").write_text(PAYING)
+    quick = [option for option in QUICK if "episode_length" not in option]
+    options = [
+        *quick,
+        "--seeds",
+        "1",
+        "--seed",
+        "11",
+        "--parallel",
+        "1",
+        "--search=env.episode_length=5|10",
+        "--trials",
+        "7",
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(place)
+        yield place / "out", output_of("tune", "my_paying:Paying", *options, "--out", place / "out")
+
+
+def test_a_trial_that_is_worse_is_pruned_at_an_evaluation(pruned):
+    directory, output = pruned
+    backend = optuna.storages.journal.JournalFileBackend(str(directory / "study.log"))
+    trials = optuna.load_study(study_name=None, storage=optuna.storages.JournalStorage(backend)).trials
+    complete, stopped = [], []
+    for trial in trials:
+        length = int(trial.params["env.episode_length"])
+        assert set(trial.intermediate_values.values()) == {length}
+        # From the sixth on, what returns less than the median of those before.
+        if len(complete) >= 5 and length < np.median(complete):
+            assert trial.state == optuna.trial.TrialState.PRUNED
+            assert len(trial.intermediate_values) == 1
+            stopped.append(f"trial-{trial.number:03}")
+        else:
+            assert trial.state == optuna.trial.TrialState.COMPLETE
+            complete.append(length)
+    assert stopped
+    for name in stopped:
+        assert re.search(rf"5 │ +5\.0 │ +0 │ {name}", output)
+        assert not Run.open(directory / name).is_finished
+    assert f"7 trials: {len(complete)} trained to the end, {len(stopped)} pruned" in output
+    assert {row["run"] for row in rows(directory)} == {f"trial-{trial.number:03}" for trial in trials} - set(stopped)
+
+
+def test_a_study_is_plotted_and_reported_with_what_was_pruned(pruned, command, tmp_path, monkeypatch):
+    directory, _ = pruned
+    num_finished = len({row["run"] for row in rows(directory)})
+    monkeypatch.setattr("gorl_cli._report._acting", lambda run: {"note": "nobody acts here"})
+    code, _, error = command("report", directory, "-o", tmp_path / "out.html")
+    assert code == 0, error
+    page = Page((tmp_path / "out.html").read_text())
+    assert f"A sweep of 7 settings, {num_finished} of them finished" in page.text
+    assert sorted(run["label"] for run in page.runs) == [f"trial-{index:03}" for index in range(7)]
+    # The best comes first, and everything that was pruned comes last.
+    assert [run["mean"]["return_mean"][-1] for run in page.runs] == sorted(
+        (float(row["best_policy_return"]) for row in rows(directory)), reverse=True
+    ) + [5.0] * (7 - num_finished)
+    code, _, error = command("plot", directory, "-o", tmp_path / "curves.png")
+    assert code == 0, error
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(
