@@ -321,7 +321,7 @@ def _accept(address: tuple[str, int], count: int, timeout: float, deadline: floa
         listening = socket.create_server(("", port))
     except OSError as error:
         raise gorl.InputError(
-            f"--coordinator {host}:{port}: process 0 cannot listen there ({error.strerror}). Give --process-id 0 once, "
+            f"--coordinator {host}:{port}: process 0 cannot listen there ({os.strerror(error.errno or 0)}). Give --process-id 0 once, "
             "and another port if this one is taken."
         ) from error
     links: dict[int, socket.socket] = {}
