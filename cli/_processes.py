@@ -320,9 +320,10 @@ def _accept(address: tuple[str, int], count: int, timeout: float, deadline: floa
     try:
         listening = socket.create_server(("", port))
     except OSError as error:
+        reason = os.strerror(error.errno or 0)
         raise gorl.InputError(
-            f"--coordinator {host}:{port}: process 0 cannot listen there ({os.strerror(error.errno or 0)}). Give --process-id 0 once, "
-            "and another port if this one is taken."
+            f"--coordinator {host}:{port}: process 0 cannot listen there ({reason}). Give --process-id 0 once, and "
+            "another port if this one is taken."
         ) from error
     links: dict[int, socket.socket] = {}
     with listening, contextlib.ExitStack() as refused:
