@@ -32,6 +32,7 @@ _GRACE = 10.0  # seconds in which a process may end by itself after another one 
 # A machine that is gone sends nothing. These seconds and probes let a connection notice it within half a minute.
 _KEEP_ALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 4}
 _OPTIONS = ("--coordinator", "--num-processes", "--process-id")
+_HELLO_SECONDS = 5.0  # in which a process says who it is, after it has connected
 _LONGEST = 4096  # bytes of the first message
 _SHARE, _END, _GONE = "share", "end", "gone"  # the kinds of messages
 
@@ -339,22 +340,22 @@ def _accept(address: tuple[str, int], count: int, timeout: float, deadline: floa
                         "all processes, or give a longer --coordinator-timeout."
                     ) from error
                 refused.enter_context(link)
-                hello = _received(link, deadline)
-                if hello is None:
-                    continue  # it was no process of gorl
+                hello = _received(link, min(deadline, time.monotonic() + _HELLO_SECONDS))
+                if hello is None or not isinstance(hello.get("index"), int):
+                    link.close()  # it was no process of gorl
+                    continue
+                others = (0, *links)
+                links[hello["index"] if hello["index"] not in others else -1] = link  # to be answered as well
                 if hello.get("count") != count:
-                    links[-1] = link
                     raise gorl.InputError(
-                        f"process {hello.get('index')} has --num-processes {hello.get('count')}, and process 0 has "
+                        f"process {hello['index']} has --num-processes {hello.get('count')}, and process 0 has "
                         f"{count}: give every process the same number."
                     )
-                if hello["index"] in (0, *links):
-                    links[-1] = link
+                if hello["index"] in others:
                     raise gorl.InputError(
                         f"--process-id {hello['index']} was given to two processes: give each its own, from 0 to "
                         f"{count - 1}."
                     )
-                links[hello["index"]] = link
         except gorl.InputError as error:
             _answer(links, str(error))
             raise
