@@ -61,6 +61,19 @@ DecoderOf = Annotated[
         "--decoder", metavar="RUN", help="Begin with the decoder that gorl fit wrote here, or with that of a run."
     ),
 ]
+Coordinator = Annotated[
+    str | None,
+    typer.Option(
+        metavar="HOST:PORT",
+        help="Train in several processes, which meet at process 0; auto finds SLURM, Kubernetes, MPI or a TPU. See "
+        "`devices.md`.",
+    ),
+]
+NumProcesses = Annotated[int | None, typer.Option(help="The number of processes, with --coordinator HOST:PORT.")]
+ProcessId = Annotated[int | None, typer.Option(help="Which of the processes this is, from 0.")]
+CoordinatorTimeout = Annotated[
+    float, typer.Option(metavar="SECONDS", help="The time in which the processes have to meet.")
+]
 RunDirectory = Annotated[pathlib.Path, typer.Argument(metavar="RUN", help="The directory of a run.")]
 PolicySeed = Annotated[int | None, typer.Option("--seed", help="The seed of the policy; by default the best one.")]
 EpisodeKey = Annotated[int, typer.Option("--key", help="Decides the start states and every random draw.")]
@@ -153,6 +166,10 @@ def train(
     log: Log = None,
     mesh: Mesh = None,
     decoder: DecoderOf = None,
+    coordinator: Coordinator = None,
+    num_processes: NumProcesses = None,
+    process_id: ProcessId = None,
+    coordinator_timeout: CoordinatorTimeout = 60.0,
     report: Annotated[
         bool, typer.Option("--report", help="Keep a page about the run, report.html, fresh in its directory.")
     ] = False,
@@ -163,17 +180,19 @@ def train(
     Ctrl-C saves everything and stops; `gorl resume` goes on. The exit code is 3 if a seed diverged.
     """
     from ._mesh import parse_mesh
+    from ._processes import join
     from ._run import Run, new_directory
     from ._settings import make_config, settings
     from ._train import OneRun, begin
 
-    given = _given(decoder)
-    config = make_config(_preset(env, scale, method, given), settings(set_ or []), steps, stages)
-    directory = out or new_directory(str(config.env), method)
-    loggers = dict.fromkeys([*(log or ()), *["report"] * report])
-    _prepare_film(loggers)
-    run = Run(directory, config, method, seed, seeds, checkpoint_every, tuple(loggers), given=given)
-    raise typer.Exit(begin(OneRun.of(run), is_named=out is not None, mesh=parse_mesh(mesh)))
+    with join(coordinator, num_processes, process_id, coordinator_timeout) as processes:
+        given = _given(decoder)
+        config = make_config(_preset(env, scale, method, given), settings(set_ or []), steps, stages)
+        directory = out or new_directory(str(config.env), method)
+        loggers = dict.fromkeys([*(log or ()), *["report"] * report])
+        _prepare_film(loggers)
+        run = Run(directory, config, method, seed, seeds, checkpoint_every, tuple(loggers), given=given)
+        raise typer.Exit(begin(OneRun.of(run), out is not None, parse_mesh(mesh), processes))
 
 
 @app.command()
@@ -191,6 +210,10 @@ def sweep(
     log: Log = None,
     mesh: Mesh = None,
     decoder: DecoderOf = None,
+    coordinator: Coordinator = None,
+    num_processes: NumProcesses = None,
+    process_id: ProcessId = None,
+    coordinator_timeout: CoordinatorTimeout = 60.0,
 ) -> None:
     """Train a run for each setting, and compare them in a table and a picture.
 
@@ -198,20 +221,22 @@ def sweep(
     `gorl resume` goes on.
     """
     from ._mesh import parse_mesh
+    from ._processes import join
     from ._run import Run, new_directory
     from ._settings import settings, trials
     from ._sweep import Sweep
     from ._train import begin
 
-    given, texts = _given(decoder), settings(set_ or [])
-    preset = _preset(env, scale, method, given)
-    chosen = trials(preset, texts, steps, stages)
-    directory = out or new_directory(str(preset.env), method, "sweep")
-    _prepare_film(log or ())
-    run = Run(directory, chosen[0].config, method, seed, seeds, checkpoint_every, tuple(log or ()), given=given)
-    options = _options(method, scale, steps, stages, decoder)
-    job = Sweep.of(directory, chosen, run, texts, options)
-    raise typer.Exit(begin(job, is_named=out is not None, mesh=parse_mesh(mesh)))
+    with join(coordinator, num_processes, process_id, coordinator_timeout) as processes:
+        given, texts = _given(decoder), settings(set_ or [])
+        preset = _preset(env, scale, method, given)
+        chosen = trials(preset, texts, steps, stages)
+        directory = out or new_directory(str(preset.env), method, "sweep")
+        _prepare_film(log or ())
+        run = Run(directory, chosen[0].config, method, seed, seeds, checkpoint_every, tuple(log or ()), given=given)
+        options = _options(method, scale, steps, stages, decoder)
+        job = Sweep.of(directory, chosen, run, texts, options)
+        raise typer.Exit(begin(job, out is not None, parse_mesh(mesh), processes))
 
 
 @app.command()
@@ -276,6 +301,10 @@ def resume(
         ),
     ] = None,
     mesh: Mesh = None,
+    coordinator: Coordinator = None,
+    num_processes: NumProcesses = None,
+    process_id: ProcessId = None,
+    coordinator_timeout: CoordinatorTimeout = 60.0,
 ) -> None:
     """Continue a run or a sweep, bit for bit as if it had never stopped; with --steps beyond its end.
 
@@ -286,14 +315,16 @@ def resume(
     the old end.
     """
     from ._mesh import parse_mesh
+    from ._processes import join
     from ._settings import total_steps
     from ._sweep import open_job
     from ._train import resume as resume_job
 
-    total = total_steps(steps)
-    job = open_job(directory, total)
-    _prepare_film([name for run in job.runs.values() for name in run.log])
-    raise typer.Exit(resume_job(job, total, parse_mesh(mesh)))
+    with join(coordinator, num_processes, process_id, coordinator_timeout) as processes:
+        total = total_steps(steps)
+        job = open_job(directory, total)
+        _prepare_film([name for run in job.runs.values() for name in run.log])
+        raise typer.Exit(resume_job(job, total, parse_mesh(mesh), processes))
 
 
 @app.command("config")

@@ -5,12 +5,14 @@ import contextlib
 import csv
 import dataclasses
 import functools
+import hashlib
 import io
 import pathlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self, final
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,6 +24,7 @@ from ._figures import RunCurve, encode, learning_curves
 from ._log import Loggers, Row, check_loggers, finish_report
 from ._mesh import devices_of_a_seed
 from ._process import Stop, advice, as_json, command, plural, say
+from ._processes import ALONE, Processes
 from ._progress import Progress
 from ._run import (
     GoneError,
@@ -39,6 +42,7 @@ from ._run import (
 from ._tables import summary
 
 DIVERGED = 3  # the exit code if a seed diverged
+_STOPPING = "stopping after this step, and saving; once more to stop at once"
 _TRY_AGAIN = "the run goes on, and tries again later"
 
 
@@ -152,23 +156,29 @@ def check_options(run: Run) -> None:
     check_loggers(run.log)
 
 
-def begin(job: Job, is_named: bool, mesh: Mesh | None = None) -> int:
+def begin(job: Job, is_named: bool, mesh: Mesh | None = None, processes: Processes = ALONE) -> int:
     """Trains a new job and returns the exit code of the process. If a person named its directory, it must be empty."""
     check_options(next(iter(job.runs.values())))
     configs = {name: run.config for name, run in job.runs.items()}
-    for config in configs.values():
-        config.to_json()  # raises if the config cannot be written
-    check_new(job.directory, is_named)
+    # This raises if a config cannot be written.
+    processes.compare(_in_common(job, configs, mesh))
+    if processes.is_first:
+        check_new(job.directory, is_named)
     # This checks the rest of the input.
     groups = [make_group(job.runs, configs, names, mesh, is_new=True) for names in by_structure(configs)]
+    processes.meet()  # before anything is written
+    if not processes.is_first:
+        processes.meet()
+        return accompany(groups, processes)
     job = job.moved(make_directory(job.directory, is_named))
     with job.writing():
         check_new(job.directory, is_named=True)  # another process may have used it since the first check
         job.create()
-        return train_groups(job, [group.of(job.runs) for group in groups])
+        processes.meet()  # the directory is there
+        return train_groups(job, [group.of(job.runs) for group in groups], processes)
 
 
-def resume(job: Job, total_steps: int | None = None, mesh: Mesh | None = None) -> int:
+def resume(job: Job, total_steps: int | None = None, mesh: Mesh | None = None, processes: Processes = ALONE) -> int:
     """Continues a job from its newest checkpoints, and returns the exit code of the process.
 
     With `total_steps`, the environment steps of each seed in the whole run, it continues beyond its end.
@@ -188,16 +198,38 @@ def resume(job: Job, total_steps: int | None = None, mesh: Mesh | None = None) -
         raise gorl.InputError(
             f"the run in {job.directory} is finished: give --steps, and more of them than its {steps:,}, to go on."
         )
-    with job.writing():
+    with job.writing() if processes.is_first else contextlib.nullcontext():
+        processes.compare(_in_common(job, left, mesh))
         # This checks that the runs can continue.
         groups = [
-            make_group(job.runs, left, names, mesh, is_new=False, total_steps=total_steps)
+            make_group(job.runs, left, names, mesh, is_new=False, total_steps=total_steps, processes=processes)
             for names in by_structure(left)
         ]
+        processes.meet()  # before anything is written
+        if not processes.is_first:
+            return accompany(groups, processes)
         runs = {
             name: run if configs[name] == run.config else run.lengthen(configs[name]) for name, run in job.runs.items()
         }
-        return train_groups(job, [group.of(runs) for group in groups])
+        return train_groups(job, [group.of(runs) for group in groups], processes)
+
+
+def _in_common(job: Job, configs: Mapping[str, gorl.Config], mesh: Mesh | None) -> dict[str, Any]:
+    """What the processes that train a job have to have in common, by its name in a sentence."""
+    installed, run = versions(), next(iter(job.runs.values()))
+    return {
+        "the versions of gorl and JAX": {name: installed[name] for name in ("gorl", "jax", "jaxlib")},
+        "the config": {name: config.to_json() for name, config in configs.items()},
+        "the seeds": [run.first_seed, run.seeds],
+        "the decoder to begin with": _digest(run.first_decoder()),
+        "the mesh": None if mesh is None else dict(mesh.shape),
+        "the checkpoints": {name: [path.name for path in job.runs[name].checkpoints()] for name in configs},
+    }
+
+
+def _digest(decoder: gorl.AbstractDecoder | None) -> str:
+    arrays = [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(decoder) if eqx.is_array(leaf)]
+    return hashlib.sha256(b"".join(arrays)).hexdigest()
 
 
 def make_group(
@@ -208,6 +240,7 @@ def make_group(
     *,
     is_new: bool,
     total_steps: int | None = None,
+    processes: Processes = ALONE,
 ) -> Group:
     """A group of the runs of these names, with these configs, which are longer than those of the runs if `total_steps`
     is given.
@@ -219,7 +252,7 @@ def make_group(
     chosen, config_of_each = [runs[name] for name in names], [configs[name] for name in names]
     config, keys = batch(config_of_each, chosen[0].seeds), jnp.tile(chosen[0].keys, len(names))
     devices = devices_of_a_seed(config, keys, mesh)
-    state, note = (None, {}) if is_new else _restored(chosen, config_of_each, total_steps, devices)
+    state, note = (None, {}) if is_new else _restored(chosen, config_of_each, total_steps, devices, processes)
     if state is None:
         steps = gorl.iterate(config, keys, decoder=chosen[0].first_decoder(), mesh=mesh)
     else:
@@ -228,11 +261,16 @@ def make_group(
 
 
 def _restored(
-    runs: Sequence[Run], configs: Sequence[gorl.Config], total_steps: int | None, devices: int
+    runs: Sequence[Run],
+    configs: Sequence[gorl.Config],
+    total_steps: int | None,
+    devices: int,
+    processes: Processes,
 ) -> tuple[gorl.TrainState | None, Mapping[str, Any]]:
     """The state that runs continue from, `None` at their beginning, and its note."""
-    for run in runs:
-        run.remove_unfinished()
+    if processes.is_first:
+        for run in runs:
+            run.remove_unfinished()
     restored = restore(runs, configs)
     if restored is None:
         if runs[0].is_finished:
@@ -271,14 +309,14 @@ def batch(configs: Sequence[gorl.Config], seeds: int) -> gorl.Config:
 # --- The loop. ---
 
 
-def train_groups(job: Job, groups: Sequence[Group]) -> int:
+def train_groups(job: Job, groups: Sequence[Group], processes: Processes = ALONE) -> int:
     """Trains one group of runs after the other, and returns the exit code of the process."""
     for env in dict.fromkeys(run.config.env for run in job.runs.values()):
         say_placeholders(env)
     results: list[tuple[Run, gorl.Result, float]] = []
     try:
         for group in groups:
-            outcome = _follow(job, group)
+            outcome = _follow(job, group, processes)
             if isinstance(outcome, int):
                 return outcome
             results += outcome
@@ -295,13 +333,38 @@ def train_groups(job: Job, groups: Sequence[Group]) -> int:
         return _unwritten(job, error)
 
 
+def accompany(groups: Sequence[Group], processes: Processes) -> int:
+    """Goes through the same steps as process 0 does in [`train_groups`][], and computes this process's part of them.
+
+    It writes nothing, and returns the exit code of the process.
+    """
+    for group in groups:
+        state, results, exit_code = group.state, None, None
+        with Stop(_STOPPING) as stop:
+            for step, state in group.steps:
+                jax.block_until_ready(state.index)
+                if step.phase != gorl.Phase.EVALUATE:
+                    stop.heed()
+                results = processes.results(step, state, results)
+                exit_code, is_due = processes.agree(stop.exit_code, False)
+                if is_due:
+                    processes.whole(state)
+                if exit_code is not None:
+                    break
+        if exit_code is not None:
+            break
+        assert state is not None
+        processes.whole(state)
+    return processes.wait_for_end()
+
+
 def _unwritten(job: Job, error: OSError) -> int:
     why = f"the results could not be written to {job.directory} ({error.strerror})"
     say(f"{why}: {advice(error)}, and {job.way_on}")
     return 1
 
 
-def _follow(job: Job, group: Group) -> list[tuple[Run, gorl.Result, float]] | int:
+def _follow(job: Job, group: Group, processes: Processes) -> list[tuple[Run, gorl.Result, float]] | int:
     """Goes through the steps that are left, and writes checkpoints, curves and results.
 
     It returns the result and the seconds of each run, or an exit code if a signal stopped it or a disk is full. It
@@ -310,7 +373,7 @@ def _follow(job: Job, group: Group) -> list[tuple[Run, gorl.Result, float]] | in
     runs, config, state = list(group.runs.values()), group.config, group.state
     seconds_before, wall_seconds = group.note.get("seconds", 0.0), list(group.note.get("wall_seconds", ()))
     began = last_saved = time.monotonic()
-    is_saved = state is not None
+    is_saved, exit_code, results = state is not None, None, None
 
     def clock() -> float:
         return seconds_before + time.monotonic() - began
@@ -327,7 +390,7 @@ def _follow(job: Job, group: Group) -> list[tuple[Run, gorl.Result, float]] | in
         return curve_rows(runs, state, wall_seconds)
 
     with contextlib.ExitStack() as stack:
-        stop = stack.enter_context(Stop("stopping after this step, and saving; once more to stop at once"))
+        stop = stack.enter_context(Stop(_STOPPING))
         so_far = rows(state) if state is not None else [[] for _ in runs]
         loggers = [Loggers(run, of_run) for run, of_run in zip(runs, so_far, strict=True)]
         for logger in loggers:
@@ -338,25 +401,29 @@ def _follow(job: Job, group: Group) -> list[tuple[Run, gorl.Result, float]] | in
             is_saved = False
             if step.phase != gorl.Phase.EVALUATE:  # before the first iteration there is nothing to lose
                 stop.heed()
-            progress.advance(step, state)
+            results = processes.results(step, state, results)
+            progress.advance(step, results)
             if step.phase == gorl.Phase.EVALUATE and not step.is_final:
                 wall_seconds.append(round(clock(), 3))
-                so_far = rows(state)
+                so_far = rows(results)
                 for run, of_run, logger in zip(runs, so_far, loggers, strict=True):
                     write = functools.partial(gorl.internal.write_whole, run.curve_file, table(of_run))
                     try_to_write([run], "no curve.csv", write, _TRY_AGAIN)
                     logger.write(of_run[-run.seeds :])
                 if not job.goes_on(runs, so_far) and checkpoint(state):
                     return []
-            if stop.exit_code is not None or time.monotonic() - last_saved >= runs[0].checkpoint_interval:
-                is_saved = checkpoint(state)
-            if stop.exit_code is not None:
+            is_due = time.monotonic() - last_saved >= runs[0].checkpoint_interval
+            exit_code, is_due = processes.agree(stop.exit_code, is_due)
+            if is_due:
+                is_saved = checkpoint(processes.whole(state))
+            if exit_code is not None:
                 break
-    if stop.exit_code is not None:
+    if exit_code is not None:
         what = "stopped" if is_saved else "stopped, and the latest steps could not be saved"
         say(f"{what}; go on with: {job.way_on}")
-        return stop.exit_code
+        return exit_code
     assert state is not None
+    state = processes.whole(state)
     if not is_saved:
         checkpoint(state, "gorl resume --steps would go on from the one before")
     try:

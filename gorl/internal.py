@@ -1,6 +1,6 @@
 """What the command line and the benchmarks need and users do not. It may change with any version."""
 
-from ._backend import MESH_AXES as MESH_AXES, num_cores as num_cores
+from ._backend import MESH_AXES as MESH_AXES, num_cores as num_cores, on_one_device as on_one_device
 from ._checkpoint import (
     remove_unfinished as remove_unfinished,
     write_whole as write_whole,
