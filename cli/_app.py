@@ -459,7 +459,7 @@ def plot(
     if not actions:
         plot_curves(opened, out or pathlib.Path("curves.png"), column, settings)
         return
-    if len(opened) > 1:
+    if max(len(runs), len(opened)) > 1:
         raise gorl.InputError("--actions draws those of one policy: give one run.")
     plot_actions(opened[0], out or pathlib.Path("actions.png"), seed=seed, key=key)
 
