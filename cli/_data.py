@@ -115,8 +115,7 @@ def _numbers(source: str, name: str, array: np.ndarray) -> np.ndarray:
 
 
 def _read_minari(source: str) -> Data:
-    check_packages(f"{source}", "minari", ("minari", "h5py"))
-    import gymnasium
+    check_packages(source, "minari", ("minari", "h5py"))
     import minari
 
     name = source.removeprefix(_MINARI)
@@ -130,10 +129,9 @@ def _read_minari(source: str) -> Data:
         ) from error
     actions, observations = dataset.action_space, dataset.observation_space
     for what, space in (("actions", actions), ("observations", observations)):
-        if not isinstance(space, gymnasium.spaces.Box) or len(space.shape) != 1:
+        if type(space).__name__ != "Box" or len(space.shape or ()) != 1:
             raise gorl.InputError(f"the {what} of {name} are of a {type(space).__name__}, not vectors of numbers.")
-    assert isinstance(actions, gymnasium.spaces.Box)
-    low, high = actions.low, actions.high
+    low, high = actions.low, actions.high  # pyright: ignore[reportAttributeAccessIssue]
     if not np.all(np.isfinite(low) & np.isfinite(high)):
         raise gorl.InputError(f"the actions of {name} have no limits, so they cannot be scaled to [-1, 1].")
     episodes = list(dataset.iterate_episodes())

@@ -93,7 +93,7 @@ def test_what_is_imported_is_declared(folder):
     declared = {normalised(Requirement(text).name) for text in PROJECT["dependencies"]}
     optional = {
         normalised(Requirement(text).name)
-        for extra in ("tensorboard", "wandb", "video", "onnx", "report", "tune", "tour", "view")
+        for extra in ("tensorboard", "wandb", "video", "onnx", "report", "tune", "minari", "tour", "view")
         for text in PROJECT["optional-dependencies"][extra]
     }
     for path in (ROOT / folder).rglob("*.py"):
