@@ -90,14 +90,9 @@ register(Method("gorl-diffusion", "PPO on the latents of a diffusion decoder", P
 register(Method("gorl-meanflow", "PPO on the latents of a flow that decodes in one pass", PPO(), MeanFlow()))
 register(Method("gorl-sac", "SAC on the latents of a diffusion decoder", SAC(), Diffusion()))
 register(Method("gorl-reppo", "REPPO on the latents of a flow-matching decoder", REPPO(), FlowMatching()))
+# With PPO, PointMass falls from 880 to 7 in 65,000 steps, while the critic knows nothing. REPPO waits for the critic.
 register(
-    Method(
-        "dsrl",
-        "Diffusion steering: PPO on the latents of a decoder that is given and frozen",
-        PPO(),
-        FlowMatching(),
-        True,
-    )
+    Method("dsrl", "REPPO on the latents of a flow that is given and frozen", REPPO(), FlowMatching(), frozen=True)
 )
 register(Method("ppo", "PPO of a Gaussian policy", PPO(on_actions=True)))
 register(Method("fpo", "Flow policy optimisation: PPO of a flow policy", FPO()))

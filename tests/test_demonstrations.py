@@ -199,7 +199,7 @@ def test_dsrl_is_given_its_decoder_and_has_one_stage():
     config = gorl.preset("MultiGoal", method="dsrl")
     assert config.starts_fitted
     assert config.num_stages == 1
-    assert sum(config.stage_steps) == sum(gorl.preset("MultiGoal").stage_steps)
+    assert sum(config.stage_steps) == sum(gorl.preset("MultiGoal", method="gorl-reppo").stage_steps)
     with pytest.raises(gorl.InputError, match="begins with a decoder, and none was given"):
         gorl.train(config, jax.random.key(0))
 

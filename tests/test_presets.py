@@ -176,7 +176,11 @@ METHODS = {
         "decoder": FLOW_MATCHING,
         **STAGES,
     },
-    "dsrl": {"learner": {**PPO, "on_actions": False}, "decoder": FLOW_MATCHING, **ONE_STAGE},
+    "dsrl": {
+        "learner": {**REPPO, "on_actions": False, "target_divergence": 1.0},
+        "decoder": FLOW_MATCHING,
+        **ONE_STAGE,
+    },
     "ppo": {"learner": {**PPO, "on_actions": True}, "decoder": IDENTITY, **ONE_STAGE},
     "fpo": {"learner": {**FLOW_POLICY, "asymmetric": False}, "decoder": IDENTITY, **ONE_STAGE},
     "fpo++": {"learner": {**FLOW_POLICY, "asymmetric": True}, "decoder": IDENTITY, **ONE_STAGE},
