@@ -49,7 +49,10 @@ class TensorBoard(AbstractLogger):
 
     def close(self) -> None:
         for writer in self._writers.values():
+            events = writer.file_writer.event_writer._event_queue  # pyright: ignore[reportOptionalMemberAccess]
             writer.close()
+            # If the thread that empties it has ended, the process would wait for it for ever when it ends itself.
+            events.cancel_join_thread()
 
 
 class WeightsAndBiases(AbstractLogger):

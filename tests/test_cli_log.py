@@ -5,12 +5,15 @@ import dataclasses
 import importlib.util
 import json
 import resource
+import subprocess
+import sys
 import threading
 import uuid
 
 import numpy as np
 import pytest
 import wandb
+from quick import quick_environment
 from tensorboardX.proto import event_pb2
 
 import gorl
@@ -129,6 +132,31 @@ def test_a_log_that_cannot_be_written_is_left_out(run_that_logs, capsys, monkeyp
         loggers.close()
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("gorl:")]
     assert line == "gorl: --log tensorboard could not be written (File too large): the run goes on without it"
+
+
+def test_a_process_ends_although_the_thread_that_writes_has_ended(tmp_path):
+    # On a full disk it does. What is left for it is more than a pipe holds.
+    program = """
+import pathlib, sys
+from tensorboardX.record_writer import RecordWriter
+import gorl
+from gorl_cli._log import TensorBoard
+from gorl_cli._run import Run
+
+def full(self, data):
+    raise OSError(28, "No space left on device")
+
+run = Run(pathlib.Path(sys.argv[1]), gorl.preset("MultiGoal"), "gorl-flow", 5, 1, 30.0)
+logger = TensorBoard(run)
+RecordWriter.write = full
+figures = {"figure" * 9 + str(number): 1.0 for number in range(99)}
+logger.write([{"seed": 5, "stage": 0, "env_steps": steps, **figures} for steps in range(99)])
+logger.close()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, tmp_path], env=quick_environment(), capture_output=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_by_default_nothing_is_logged(run_that_logs):
