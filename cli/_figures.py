@@ -14,6 +14,8 @@ import jax
 import matplotlib
 import matplotlib.ticker
 import numpy as np
+import scipy.signal
+import scipy.stats
 from jaxtyping import Array, Float, Int, Key, PyTree
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -202,7 +204,7 @@ def actions_along(
     for step, here in zip(steps, np.asarray(drawn, np.float64), strict=True):
         values, share = principal_component(here)
         grid, density = action_density(values)
-        normal = _normal_density(grid, values.mean(), _spread(values))
+        normal = scipy.stats.norm.pdf(grid, values.mean(), _spread(values))
         found.append(ActionsAtState(step, grid, density, normal, num_modes(density, values), share, here.shape[1]))
     return found
 
@@ -244,7 +246,9 @@ def action_density(
     width = _kernel_width(values)
     low, high = np.quantile(values, (0.0005, 0.9995))
     grid = np.linspace(low - 4 * width, high + 4 * width, 400)
-    return grid, np.mean(_normal_density(grid[:, None], values, width), axis=1)
+    if np.ptp(values) == 0:  # a covariance of zero, which scipy refuses
+        return grid, scipy.stats.norm.pdf(grid, values[0], width)
+    return grid, scipy.stats.gaussian_kde(values, bw_method=width / values.std(ddof=1))(grid)
 
 
 def num_modes(density: Float[np.ndarray, " grid"], values: Float[np.ndarray, " actions"]) -> int:
@@ -255,16 +259,9 @@ def num_modes(density: Float[np.ndarray, " grid"], values: Float[np.ndarray, " a
     much as a large one, and the bumps of a flat density do not count.
     """
     standard_error = math.sqrt(1 / (2 * values.size * _kernel_width(values) * math.sqrt(math.pi))) / 2
-    # Past the ends there is nothing, so that a maximum at an end is a peak.
-    heights, least = np.pad(np.sqrt(density), 1), 5 * standard_error
-    count, is_rising, turn = 0, True, 0.0  # `turn` is the highest point of a rise so far, the lowest of a fall
-    for height in heights:
-        turn = max(turn, height) if is_rising else min(turn, height)
-        if is_rising and turn - height >= least:
-            count, is_rising, turn = count + 1, False, height
-        elif not is_rising and height - turn >= least:
-            is_rising, turn = True, height
-    return count
+    # Padding makes a maximum at an end a peak.
+    peaks, _ = scipy.signal.find_peaks(np.pad(np.sqrt(density), 1), prominence=5 * standard_error)
+    return len(peaks)
 
 
 def loss_curve(losses: Mapping[str, Float[np.ndarray, " epochs"]], title: str) -> Figure:
@@ -425,11 +422,6 @@ def _draw_actions(
         return jax.vmap(lambda key: policy.sample(observation, key)[2])(jax.random.split(key, num_actions))
 
     return jax.lax.map(at_state, (observations, jax.random.split(key, len(observations))))
-
-
-def _normal_density(points: np.ndarray, mean: np.ndarray | float, std: float) -> np.ndarray:
-    """The density of normal distributions. scipy's takes longer to import than a report takes for all its actions."""
-    return np.exp(-0.5 * ((points - mean) / std) ** 2) / (std * math.sqrt(2 * math.pi))
 
 
 def _spread(values: Float[np.ndarray, " actions"]) -> float:

@@ -158,7 +158,8 @@ class Processes:
             return state
         names = ("iterations", "evaluated_at", "returns", "metrics", "fits", "diverged_at", "divergence")
         if step.phase == gorl.Phase.LEARN and before is not None:
-            return dataclasses.replace(state, **{name: getattr(before, name) for name in names})
+            known = {name: getattr(before, name) for name in names}
+            return dataclasses.replace(state, **known | {"iterations": before.iterations + 1})
         results = gorl.internal.on_one_device({name: getattr(state, name) for name in names})
         return dataclasses.replace(state, **results)
 
