@@ -317,7 +317,7 @@ class Run:
             with self.curve_file.open(newline="") as file:
                 return list(csv.DictReader(file))
         except FileNotFoundError as error:
-            if self.is_finished:
+            if self.is_finished and not {"fitted_to", "distilled_from"}.isdisjoint(self.summary()):
                 raise gorl.InputError(
                     f"{self.directory} has no {self.curve_file.name}, since its decoder was fitted and its policy not "
                     "trained: give a run of gorl train."
