@@ -4,6 +4,7 @@ import abc
 import contextlib
 import time
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import gorl
 
@@ -49,7 +50,8 @@ class TensorBoard(AbstractLogger):
 
     def close(self) -> None:
         for writer in self._writers.values():
-            events = writer.file_writer.event_writer._event_queue  # pyright: ignore[reportOptionalMemberAccess]
+            file_writer: Any = writer.file_writer
+            events = file_writer.event_writer._event_queue
             writer.close()
             # If the thread that empties it has ended, the process would wait for it for ever when it ends itself.
             events.cancel_join_thread()
