@@ -489,18 +489,13 @@ def report(
     out: Annotated[pathlib.Path, typer.Option("-o", "--out", help="The file: .html.")] = pathlib.Path("report.html"),
 ) -> None:
     """Make a page about runs or sweeps, finished or not, that opens without a network: curves, tables, a film."""
-    from concurrent.futures import ThreadPoolExecutor
-
     from ._render import choose_gl_if_any
+    from ._report import check_report, report as make_report
+    from ._sweep import open_runs
 
-    with ThreadPoolExecutor(1) as beside:
-        # Before MuJoCo is imported. Other processes try, which takes as long as what is imported meanwhile.
-        beside.submit(choose_gl_if_any)
-        from ._report import check_report, report as make_report
-        from ._sweep import open_runs
-
-        check_report(out)
-        opened, settings = open_runs(runs)
+    check_report(out)
+    opened, settings = open_runs(runs)
+    choose_gl_if_any()  # before MuJoCo is imported
     make_report(opened, out, settings)
 
 

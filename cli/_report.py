@@ -9,7 +9,6 @@ import pathlib
 import platform
 import re
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -210,15 +209,13 @@ def _acting(run: Run) -> dict[str, Any]:
     seed = run.best_seed()
     policy = run.policy(seed)
     found: dict[str, Any] = {"acts": seed, "note": ""}
-    with ThreadPoolExecutor(1) as beside:  # MuJoCo draws while JAX traces and compiles
-        film = beside.submit(_film, run, policy)
-        try:
-            found["actions"] = actions_along(run.config.env, policy, jax.random.key(0))
-            found["action_axis"] = action_axis(found["actions"])
-        except gorl.InputError as error:
-            found["no_actions"] = str(error)
     try:
-        found["film"] = film.result()
+        found["actions"] = actions_along(run.config.env, policy, jax.random.key(0))
+        found["action_axis"] = action_axis(found["actions"])
+    except gorl.InputError as error:
+        found["no_actions"] = str(error)
+    try:
+        found["film"] = _film(run, policy)
     except gorl.InputError as error:
         found["no_film"] = str(error)
     return found
