@@ -221,13 +221,13 @@ def _in_common(job: Job, configs: Mapping[str, gorl.Config], mesh: Mesh | None) 
         "the versions of gorl and JAX": {name: installed[name] for name in ("gorl", "jax", "jaxlib")},
         "the config": {name: config.to_json() for name, config in configs.items()},
         "the seeds": [run.first_seed, run.seeds],
-        "the decoder to begin with": _digest(run.first_decoder()),
+        "the decoder to begin with": None if run.given is None else _digest(run.given.policy.decoder),
         "the mesh": None if mesh is None else dict(mesh.shape),
         "the checkpoints": {name: [path.name for path in job.runs[name].checkpoints()] for name in configs},
     }
 
 
-def _digest(decoder: gorl.AbstractDecoder | None) -> str:
+def _digest(decoder: gorl.AbstractDecoder) -> str:
     arrays = [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(decoder) if eqx.is_array(leaf)]
     return hashlib.sha256(b"".join(arrays)).hexdigest()
 
