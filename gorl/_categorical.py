@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ._errors import InputError
+from ._tree import is_traced
 from ._types import Real
 
 _STD_IN_BINS = 0.75
@@ -88,7 +89,7 @@ def check_value_bins(lowest: Real | None, highest: Real | None, discount: Real, 
 
     `gorl.InputError` if it does not, or does not follow from the rewards.
     """
-    if any(_is_traced(number) for number in (lowest, highest, discount, reward_scale)):
+    if any(is_traced(number) for number in (lowest, highest, discount, reward_scale)):
         return
     if (lowest is None or highest is None) and not _differs_from_one(discount):
         raise InputError(
@@ -104,8 +105,4 @@ def check_value_bins(lowest: Real | None, highest: Real | None, discount: Real, 
 
 
 def _differs_from_one(discount: Real) -> bool:
-    return _is_traced(discount) or not np.any(np.asarray(discount) == 1)
-
-
-def _is_traced(number: Real | None) -> bool:
-    return isinstance(number, jax.core.Tracer)  # pyright: ignore[reportAttributeAccessIssue]
+    return is_traced(discount) or not np.any(np.asarray(discount) == 1)

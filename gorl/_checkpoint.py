@@ -26,7 +26,7 @@ from ._policy import Policy, StagedDecoder
 from ._seeds import of_seed
 from ._state import TrainState
 from ._statistics import RunningStatistics
-from ._tree import described
+from ._tree import described, differing
 
 POLICY_FILE = "policies.eqx"
 _POLICY, _STATE = "policy", "state"
@@ -345,7 +345,7 @@ def _check_arrays(path: pathlib.Path, header: dict[str, Any], like: PyTree, conf
     before = header["arrays"]
     if before == now:
         return
-    names = [name for name in dict.fromkeys([*before, *now]) if before.get(name) != now.get(name)]
+    names = differing(before, now)
     changed = ", ".join(
         f"{name.lstrip('.')} was {before.get(name, 'not there')} and is {now.get(name, 'not there')}"
         for name in names[:_SHOWN]

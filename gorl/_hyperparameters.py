@@ -18,6 +18,7 @@ import jax
 import numpy as np
 
 from ._errors import InputError, unknown_name
+from ._tree import is_traced
 
 Group = TypeVar("Group", bound=eqx.Module)
 
@@ -118,7 +119,7 @@ def check_ranges(group: eqx.Module, prefix: str = "") -> None:
         if isinstance(value, eqx.Module):
             check_ranges(value, f"{prefix}{field.name}.")
         elif (allowed := field.metadata.get("range")) is not None:
-            if isinstance(value, jax.core.Tracer):  # pyright: ignore[reportAttributeAccessIssue]
+            if is_traced(value):
                 continue
             if not allowed.holds(value):
                 raise InputError(f"{prefix}{field.name} must be {allowed}, not {value!r}.")

@@ -16,7 +16,7 @@ from ._errors import InputError
 from ._policy import StagedDecoder
 from ._state import TrainState
 from ._statistics import RunningStatistics
-from ._tree import described
+from ._tree import described, differing
 from ._types import RandomKeys
 
 
@@ -151,7 +151,7 @@ def check_decoder(config: Config, env: EpisodicEnv, decoder: AbstractDecoder | N
             f"{type(like).__name__}: set decoder to what the given one was made with."
         )
     given, wanted = described(decoder), described(like)
-    different = [name for name in dict.fromkeys([*wanted, *given]) if given.get(name) != wanted.get(name)]
+    different = differing(wanted, given)
     if different or jax.tree.structure(decoder) != jax.tree.structure(like):
         what = "differ in a setting, such as the solver"
         if different:
