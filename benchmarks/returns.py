@@ -1,8 +1,7 @@
 """What every method earns: tasks by methods, all seeds of a cell in one vmapped run of `gorl train`.
 
-A cell leaves `TASK_METHOD.csv`, the raw curve with a row for each seed and evaluation, and `TASK_METHOD.json`: the
-config, the machine, the versions and what the best policies earned. Finished cells do not run again, so that a
-benchmark that was stopped goes on.
+A cell leaves `TASK_METHOD.csv`, the raw curve, and `TASK_METHOD.json`: the config, the machine, the versions and what
+the best policies earned. Finished cells do not run again, so that a benchmark that was stopped goes on.
 """
 
 import csv
@@ -34,8 +33,8 @@ app = benchmark("returns")
 class Cell:
     """One task and one method: the seeds of a preset, side by side, and the files of their results."""
 
-    def __init__(self, scale: str, task: str, method: str, seeds: int, directory: pathlib.Path):
-        self.scale, self.task, self.method, self.seeds = scale, task, method, seeds
+    def __init__(self, scale: str, task: str, method: str, first_seed: int, seeds: int, directory: pathlib.Path):
+        self.scale, self.task, self.method, self.first_seed, self.seeds = scale, task, method, first_seed, seeds
         self.config = gorl.preset(task, scale, method)
         stem = f"{task.replace('/', '-')}_{method}"
         self.curve_file, self.summary_file = directory / f"{stem}.csv", directory / f"{stem}.json"
@@ -64,10 +63,11 @@ class Cell:
         """Runs it in a process of its own. False if the deadline came first; then nothing is left."""
         with tempfile.TemporaryDirectory() as scratch:
             run = pathlib.Path(scratch) / "run"
-            options = ("--scale", self.scale, "--method", self.method, "--seeds", str(self.seeds), "--out", str(run))
+            what = (self.task, "--scale", self.scale, "--method", self.method, "--seed", str(self.first_seed))
+            options = (*what, "--seeds", str(self.seeds), "--out", str(run))
             left = None if deadline == float("inf") else max(0.0, deadline - time.monotonic())
             try:
-                code = subprocess.run([*TRAIN, self.task, *options], timeout=left).returncode
+                code = subprocess.run([*TRAIN, *options], timeout=left).returncode
             except subprocess.TimeoutExpired:
                 return False
             if code != 0:
@@ -139,9 +139,8 @@ def figure(cells: list[Cell]) -> bytes:
         seeds[cell.task].add(len(returns))
     for task, axes in panels.items():
         axes.set_title(f"{task} ({' or '.join(map(str, sorted(seeds[task])))} seeds)", loc="left")
-        axes.set_xlabel("environment steps")
+        axes.set(xlabel="environment steps", xlim=(0, None))
         axes.xaxis.set_major_formatter(matplotlib.ticker.EngFormatter(sep=""))
-        axes.set_xlim(0, None)
         axes.set_ylim(min(0.0, axes.get_ylim()[0]), None)
         axes.spines[["top", "right"]].set_visible(False)
     panels[tasks[0]].set_ylabel(f"mean return, {' or '.join(sorted(names))}")
@@ -162,6 +161,7 @@ def markdown(cells: list[Cell]) -> str:
 def main(
     tasks: Tasks = None,
     methods: Annotated[list[str] | None, typer.Option("--method", help="A method; all of them by default.")] = None,
+    first_seed: Annotated[int, typer.Option("--seed", help="The first seed; take none that chose the preset.")] = 0,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds in each cell.")] = 5,
     scale: Annotated[str, typer.Option(help="The preset: laptop or paper.")] = "laptop",
     minutes: Annotated[float, typer.Option(help="Stop after this long; an unfinished cell leaves nothing.")] = float(
@@ -174,7 +174,7 @@ def main(
     """Runs the cells that have no results of the present preset yet, and shows all results."""
     deadline = time.monotonic() + 60 * minutes
     cells = [
-        Cell(scale, task, method, seeds, out / scale)
+        Cell(scale, task, method, first_seed, seeds, out / scale)
         for task in tasks or ["PointMass"]
         for method in methods or list(gorl.methods())
     ]

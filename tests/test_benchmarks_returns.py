@@ -40,7 +40,7 @@ def stand_in(tmp_path, monkeypatch):
 
 
 def cell(directory, seeds=2, method="ppo"):
-    return returns.Cell("laptop", "PointMass", method, seeds, directory)
+    return returns.Cell("laptop", "PointMass", method, 0, seeds, directory)
 
 
 def test_a_finished_cell_leaves_its_curve_and_its_config(stand_in, tmp_path):
@@ -53,6 +53,14 @@ def test_a_finished_cell_leaves_its_curve_and_its_config(stand_in, tmp_path):
     np.testing.assert_array_equal(scores, [[0, 10], [100, 110]])
     assert one.summary()["config"] == json.loads(gorl.preset("PointMass", method="ppo").to_json())
     assert one.summary()["cores"] == gorl.internal.num_cores()  # and all else that says where it was measured
+
+
+def test_the_first_seed_is_the_one_that_was_asked_for(stand_in, tmp_path):
+    stand_in(f"import sys\nassert sys.argv[sys.argv.index('--seed') + 1] == '7'\n{textwrap.dedent(STAND_IN)}")
+    results = ("--out", tmp_path / "results")
+    assert answering.run(returns.app, "--method", "ppo", "--seed", 7, "--seeds", 2, *results)[0] == 0
+    with pytest.raises(SystemExit, match="exit code 1"):
+        cell(tmp_path / "others").run(float("inf"))
 
 
 def test_a_cell_of_fewer_seeds_or_another_config_is_not_finished(stand_in, tmp_path):
@@ -111,7 +119,7 @@ def test_the_committed_results_are_shown_whatever_their_config(tmp_path):
 
 
 def test_the_table_of_the_readme_leaves_out_what_was_not_run(stand_in, tmp_path):
-    cells = [cell(tmp_path), returns.Cell("laptop", "ReacherEasy", "fpo", 2, tmp_path)]
+    cells = [cell(tmp_path), returns.Cell("laptop", "ReacherEasy", "fpo", 0, 2, tmp_path)]
     assert all(one.run(float("inf")) for one in cells)
     assert returns.markdown(cells).splitlines() == [
         "| `--method` | PointMass | ReacherEasy |",
@@ -158,5 +166,5 @@ def test_seeds_that_diverged_are_left_out_and_counted(tmp_path):
     ],
 )
 def test_the_papers_return_where_task_and_budget_match(tmp_path, task, method, steps, reported):
-    one = returns.Cell("paper", task, method, 1, tmp_path)
+    one = returns.Cell("paper", task, method, 0, 1, tmp_path)
     assert one.paper_return(steps) == reported

@@ -1,4 +1,5 @@
 import functools
+import operator
 
 import equinox as eqx
 import jax
@@ -212,10 +213,10 @@ def test_the_average_divergence_of_draws_from_the_prior(on_actions):
     np.testing.assert_allclose(np.mean(divergence), expected, atol=4 * standard_error)
 
 
-def test_the_usual_target_entropy_of_minus_one_per_dimension_is_the_preset_of_sac_on_actions():
-    np.testing.assert_allclose(
-        gorl.preset("MultiGoal", method="sac").learner.target_divergence, np.log(2) + 1, atol=5e-3
-    )
+@pytest.mark.parametrize(("scale", "entropy"), [("paper", -1.0), ("laptop", -0.5)])
+def test_the_presets_of_sac_on_actions_aim_at_a_usual_entropy_per_dimension(scale, entropy):
+    divergence = gorl.preset("MultiGoal", scale, "sac").learner.target_divergence
+    np.testing.assert_allclose(divergence, np.log(2) - entropy, atol=5e-3)
 
 
 # --- One gradient step. ---
@@ -510,9 +511,36 @@ def test_a_stage_begins_with_an_empty_buffer(keep_encoder, assert_same):
     assert restarted.num_seen == 0
     assert not sac._buffer().can_sample(restarted.buffer)
     assert_same(restarted.encoder, used.encoder if keep_encoder else fresh.encoder)
-    assert_same(eqx.tree_at(lambda m: m.encoder, restarted, fresh.encoder), fresh)
+    assert_same(restarted.averaged_encoder, restarted.encoder)
+    encoders = (fresh.encoder, fresh.encoder)
+    assert_same(eqx.tree_at(lambda m: (m.encoder, m.averaged_encoder), restarted, encoders), fresh)
     after = remember(restarted, some_experience(4, first_id=100))
     np.testing.assert_array_equal(in_buffer(after).reward, np.arange(100, 116))
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.75])
+def test_the_encoder_that_is_evaluated_is_a_running_average(decay):
+    sac, before = small_sac(average_decay=decay), used_memory(jax.random.key(0))
+    after, _ = update(sac, before, some_experience(1), jax.random.key(2))
+    evaluated = sac.evaluated_encoder(after)
+    networks = [encoder.network for encoder in (before.averaged_encoder, after.encoder, evaluated)]
+    for old, newest, averaged in zip(*(jax.tree.leaves(network) for network in networks), strict=True):
+        np.testing.assert_allclose(averaged, decay * old + (1 - decay) * newest, rtol=1e-5, atol=1e-6)
+        assert np.any(newest != old)
+    np.testing.assert_array_equal(evaluated.statistics.mean, after.encoder.statistics.mean)
+
+
+@pytest.mark.parametrize("progress", [0.0, 0.5, 1.0])
+def test_the_learning_rate_falls_linearly_over_a_run(progress):
+    """Adam's first step is as long as the learning rate, for every number that has a gradient."""
+    sac = small_sac(updates_per_step=1, learning_rate=1e-2, learning_rate_decay=0.75)
+    experience = jax.tree.map(lambda leaf: leaf[:1], some_experience(1))
+    before = used_memory(jax.random.key(0))
+    after, _ = update(sac, before, experience, jax.random.key(2), jnp.asarray(progress))
+    for name in ("encoder.network", "critics", "log_temperature"):
+        old, new = (jax.tree.leaves(operator.attrgetter(name)(state)) for state in (before, after))
+        longest = max(np.max(np.abs(a - b)) for a, b in zip(old, new, strict=True))
+        np.testing.assert_allclose(longest, 1e-2 * (1 - 0.75 * progress), rtol=1e-3)
 
 
 def test_a_stage_that_diverged_leaves_no_encoder_to_keep(assert_same):

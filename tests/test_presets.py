@@ -282,6 +282,19 @@ def test_what_single_tasks_change_of_ppo_leaves_sac_alone(method):
     assert gorl.preset("PendulumSwingup", "paper", method).env.action_repeat == 4
 
 
+@pytest.mark.parametrize("method", ["gorl-sac", "sac"])
+def test_the_values_of_the_control_suite_lie_in_the_range_of_the_laptop_scales_critics(method):
+    suite = [name for name in gorl.environments() if gorl.internal.family(name) == "Playground"]
+    suite = [name for name in suite if name not in gorl.observation_parts()]
+    assert len(suite) >= 25
+    for name in suite:
+        config = gorl.preset(name, method=method)
+        if config.learner.num_bins is not None:  # rewards of the suite are at most 1 a control step
+            assert float(config.learner.reward_scale) * config.env.action_repeat <= 1
+    assert gorl.preset("FishSwim", method=method).learner.num_bins == 101
+    assert gorl.preset("my_robot:Walk", method=method).learner.num_bins is None
+
+
 def test_the_preset_without_a_method_is_that_of_gorl_with_flow_matching():
     for scale in ("laptop", "paper"):
         assert gorl.preset("CheetahRun", scale) == gorl.preset("CheetahRun", scale, "gorl-flow")

@@ -5,10 +5,12 @@ from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import equinox as eqx
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Bool, Float, PyTree
 
 from .._errors import InputError
 from .._statistics import RunningStatistics
+from .._trainable import split_trainable
 from .._types import RandomKey, Real
 
 LearnerState = TypeVar("LearnerState", bound=eqx.Module)
@@ -174,7 +176,22 @@ class HasCritic(Protocol):
     critic_statistics: RunningStatistics | None
 
 
+@runtime_checkable
+class HasAveragedEncoder(Protocol):
+    """The state of a learner that evaluates an average of its policy.
+
+    **Attributes:**
+
+    - `encoder`: the policy.
+    - `averaged_encoder`: an exponential moving average of the encoder's weights.
+    """
+
+    encoder: Any
+    averaged_encoder: Any
+
+
 StateWithCritic = TypeVar("StateWithCritic", bound=HasCritic)
+StateWithAverage = TypeVar("StateWithAverage", bound=HasAveragedEncoder)
 
 
 def fresh_critic_statistics(critic_observation_size: int | None) -> RunningStatistics | None:
@@ -196,6 +213,14 @@ def with_updated_statistics(learner_state: StateWithCritic, experience: Experien
         return learner_state
     statistics = learner_state.critic_statistics.update(experience.for_critic()[0])
     return eqx.tree_at(lambda state: state.critic_statistics, learner_state, statistics)
+
+
+def with_averaged_encoder(learner_state: StateWithAverage, decay: Real) -> StateWithAverage:
+    """`learner_state` with its averaged encoder moved towards the newest one, whose statistics it takes."""
+    newest, rest = split_trainable(learner_state.encoder)
+    before, _ = split_trainable(learner_state.averaged_encoder)
+    mixed: Any = optax.incremental_update(newest, before, 1 - decay)  # pyright: ignore[reportArgumentType]
+    return eqx.tree_at(lambda state: state.averaged_encoder, learner_state, eqx.combine(mixed, rest))
 
 
 def check_minibatches(num_minibatches: int, num_steps: int) -> None:

@@ -27,6 +27,7 @@ from ._base import (
     check_minibatches,
     fresh_critic_statistics,
     statistics_for_critic,
+    with_averaged_encoder,
     with_updated_statistics,
 )
 from ._encoder import GaussianEncoder
@@ -285,7 +286,7 @@ class REPPO(AbstractLearner[REPPOState]):
         learner_state, metrics = jax.lax.scan(epoch, learner_state, jax.random.split(key, self.num_epochs))
         # The statistics change after the gradient steps: otherwise the old encoder would not be the one that acted.
         learner_state = with_updated_statistics(learner_state, experience)
-        learner_state = eqx.tree_at(lambda m: m.averaged_encoder, learner_state, self._averaged(learner_state))
+        learner_state = with_averaged_encoder(learner_state, self.average_decay)
         return learner_state, {name: jnp.mean(metric) for name, metric in metrics.items()}
 
     def _initial_state(
@@ -315,12 +316,6 @@ class REPPO(AbstractLearner[REPPOState]):
     @property
     def _bins(self) -> Bins:
         return value_bins(self.num_bins, self.lowest_value, self.highest_value, self.discount, self.reward_scale)
-
-    def _averaged(self, learner_state: REPPOState) -> GaussianEncoder:
-        newest, rest = split_trainable(learner_state.encoder)
-        before, _ = split_trainable(learner_state.averaged_encoder)
-        mixed: Any = optax.incremental_update(newest, before, 1 - self.average_decay)  # pyright: ignore[reportArgumentType]
-        return eqx.combine(mixed, rest)
 
     def _batch(self, learner_state: REPPOState, experience: Experience, key: RandomKey) -> Batch:
         """Computes the targets once, and flattens the experience into one batch."""

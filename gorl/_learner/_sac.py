@@ -28,6 +28,7 @@ from ._base import (
     Experience,
     fresh_critic_statistics,
     statistics_for_critic,
+    with_averaged_encoder,
     with_updated_statistics,
 )
 from ._encoder import GaussianEncoder
@@ -67,6 +68,7 @@ class SACState(eqx.Module):
     **Attributes:**
 
     - `encoder`: the policy.
+    - `averaged_encoder`: an exponential moving average of the encoder's weights.
     - `critics`, `target_critics`: several of each, with a leading axis.
     - `log_temperature`: logarithm of α.
     - `optimiser_states`: Adam's, for the encoder, the critics and the logarithm.
@@ -76,6 +78,7 @@ class SACState(eqx.Module):
     """
 
     encoder: GaussianEncoder
+    averaged_encoder: GaussianEncoder
     critics: eqx.nn.MLP
     target_critics: eqx.nn.MLP
     log_temperature: Float[Array, ""]
@@ -117,8 +120,11 @@ class SAC(AbstractLearner[SACState]):
     - `on_actions`: latents are actions before `tanh`, which the critics see after it, and the prior is uniform.
     - `learn_temperature`: adapt the temperature, so that the divergence settles at `target_divergence`.
     - `learning_rate`: Adam's, for encoder, critics and temperature.
+    - `learning_rate_decay`: the share of the learning rate that is gone at the end of a run; it falls linearly.
     - `discount`: γ.
     - `tau`: τ, the step of the target critics towards the critics.
+    - `average_decay`: decay per iteration of the averaged encoder, which is the one that is evaluated; 0 for the
+        newest.
     - `reward_scale`: multiplies rewards before anything is learned from them.
     - `lowest_value`, `highest_value`: the range of the bins; `None` for the discounted sums of rewards from -0.1 to
         1.2, after scaling. The metric `out_of_range` is the share of targets outside.
@@ -160,8 +166,10 @@ class SAC(AbstractLearner[SACState]):
     on_actions: bool = eqx.field(static=True, default=False)
     learn_temperature: bool = eqx.field(static=True, default=True)
     learning_rate: Real = float_field(3e-4, above=0)
+    learning_rate_decay: Real = float_field(0.0, at_least=0, at_most=1)
     discount: Real = float_field(0.99, at_least=0, at_most=1)
     tau: Real = float_field(0.005, above=0, at_most=1)
+    average_decay: Real = float_field(0.0, at_least=0, at_most=1)
     reward_scale: Real = float_field(1.0, above=0)
     lowest_value: Real | None = float_field(None)
     highest_value: Real | None = float_field(None)
@@ -200,6 +208,7 @@ class SAC(AbstractLearner[SACState]):
         buffer = self._buffer().init(nothing)
         return SACState(
             encoder,
+            encoder,
             critics,
             critics,
             log_temperature,
@@ -222,13 +231,13 @@ class SAC(AbstractLearner[SACState]):
             return fresh
         # A stage that diverged leaves nothing to keep.
         encoder = optax.tree.where(all_finite(learner_state.encoder), learner_state.encoder, fresh.encoder)
-        return eqx.tree_at(lambda m: m.encoder, fresh, encoder)
+        return eqx.tree_at(lambda m: (m.encoder, m.averaged_encoder), fresh, (encoder, encoder))
 
     def encoder(self, learner_state: SACState) -> GaussianEncoder:
         return learner_state.encoder
 
     def evaluated_encoder(self, learner_state: SACState) -> GaussianEncoder:
-        return learner_state.encoder
+        return learner_state.averaged_encoder
 
     def metric_names(self) -> tuple[str, ...]:
         names = ("critic_loss", "policy_loss", "value", "divergence", "temperature", "latent_mean_square", "latent_std")
@@ -258,13 +267,14 @@ class SAC(AbstractLearner[SACState]):
         num_seen = learner_state.num_seen + experience.reward.size
         begun = num_seen >= self.learning_starts
         encoder_begun = begun & (num_seen >= self.encoder_starts)
+        scale = 1 - self.learning_rate_decay * progress
         # Gradient steps only read the buffer, so the scan does not carry it.
         learned = eqx.tree_at(lambda m: (m.buffer, m.num_seen), learner_state, (None, num_seen))
 
         def step(learner_state: SACState, key: RandomKey) -> tuple[SACState, dict[str, Array]]:
             sample_key, learn_key = jax.random.split(key)
             batch = self._buffer().sample(buffer, sample_key).experience
-            after, metrics = self._gradient_step(learner_state, batch, learn_key)
+            after, metrics = self._gradient_step(learner_state, batch, learn_key, scale)
             # Not a branch: under vmap over seeds both sides of one would run as well.
             after = optax.tree.where(begun, after, learner_state)
             return eqx.tree_at(
@@ -273,11 +283,13 @@ class SAC(AbstractLearner[SACState]):
 
         learned, metrics = jax.lax.scan(step, learned, jax.random.split(key, num_steps * self.updates_per_step))
         learner_state = eqx.tree_at(lambda m: m.buffer, learned, buffer, is_leaf=lambda leaf: leaf is None)
+        learner_state = with_averaged_encoder(learner_state, self.average_decay)
         return learner_state, {name: jnp.mean(metric) for name, metric in metrics.items()}
 
     def _gradient_step(
-        self, learner_state: SACState, batch: Transition, key: RandomKey
+        self, learner_state: SACState, batch: Transition, key: RandomKey, scale: Real = 1.0
     ) -> tuple[SACState, dict[str, Array]]:
+        """Learns from one batch, with `scale` times the learning rate."""
         next_noise, noise = (jax.random.normal(part, batch.latent.shape) for part in jax.random.split(key))
         temperature = jnp.exp(learner_state.log_temperature)
         encoder_state, critic_state, temperature_state = learner_state.optimiser_states
@@ -303,7 +315,7 @@ class SAC(AbstractLearner[SACState]):
 
         gradient, critic_metrics = mean_gradient(critic_loss, learner_state.critics, (batch, next_noise), width)
         updates, critic_state = self._optimiser().update(gradient, critic_state)
-        critics = eqx.apply_updates(learner_state.critics, updates)
+        critics = eqx.apply_updates(learner_state.critics, optax.tree.scale(scale, updates))
 
         # The encoder, up the critics and towards the prior.
         trainable, rest = split_trainable(learner_state.encoder)
@@ -317,19 +329,20 @@ class SAC(AbstractLearner[SACState]):
 
         gradient, metrics = mean_gradient(policy_loss, trainable, (batch, noise), width)
         updates, encoder_state = self._optimiser().update(gradient, encoder_state)
-        encoder = eqx.combine(eqx.apply_updates(trainable, updates), rest)
+        encoder = eqx.combine(eqx.apply_updates(trainable, optax.tree.scale(scale, updates)), rest)
 
         # The temperature rises where the divergence is above its target.
         log_temperature = learner_state.log_temperature
         if self.learn_temperature:
             excess = metrics["divergence"] - self.target_divergence * batch.latent.shape[-1]
             updates, temperature_state = self._optimiser().update(-temperature * excess, temperature_state)
-            log_temperature = eqx.apply_updates(log_temperature, updates)
+            log_temperature = eqx.apply_updates(log_temperature, optax.tree.scale(scale, updates))
 
         target_critics: Any = optax.incremental_update(critics, learner_state.target_critics, self.tau)  # pyright: ignore[reportArgumentType]
         mean, std = jax.vmap(encoder.distribution)(batch.observation)
         return SACState(
             encoder,
+            learner_state.averaged_encoder,
             critics,  # pyright: ignore[reportArgumentType]
             target_critics,
             log_temperature,
