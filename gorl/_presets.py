@@ -211,8 +211,8 @@ _LAPTOP = (
     ),
     _Rule({"learner.learning_rate": 1e-3}, methods=("fpo", "fpo++")),
     _Rule({"learner.learning_rate": 1e-2, "learner.step_std": 0.1}, methods=("dppo",)),
-    # HopperStand, one seed each: 906 after 0.8 million steps, in 9 minutes on one core. With the smaller of both critics
-    # 487 after 0.7 million. With actions held for one control step nothing is learned in the first 0.3 million.
+    # HopperStand, one seed each: 906 after 0.8 million steps, in 9 minutes on one core. With the smaller of the critics
+    # 487 after 0.7 million. With actions held for one control step, nothing is learned in the first 0.3 million.
     _Rule(
         {
             "env.training_length": None,
@@ -239,8 +239,8 @@ _LAPTOP = (
     # Rewards lie between 0 and 1 there. Their sum while an action is held is halved, so that the bins hold every value.
     _Rule({"env.action_repeat": 2, "learner.reward_scale": 0.5, "learner.num_bins": 101}, learner=SAC, is_suite=True),
     _Rule({"learner.updates_per_step": 8}, task="MultiGoal", learner=SAC),
-    # One seed each: 770 after 0.2 million steps and 899 after 0.4 million. With the mean of both critics, which value what
-    # was never tried too highly, 135 after 0.2 million.
+    # One seed each: 770 after 0.2 million steps, 899 after 0.4 million. With the mean of both critics, which value too
+    # highly what was never tried, 135 after 0.2 million.
     _Rule({"learner.pessimistic": True}, task="PointMass", learner=SAC),
     _Rule(
         {
