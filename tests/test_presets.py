@@ -95,6 +95,8 @@ SAC = {
     "memory_limit": 8192,
     "policy_norm": False,
     "value_norm": False,
+    "learning_rate_decay": 0.0,
+    "average_decay": 0.0,
     "num_critics": 2,
     "pessimistic": True,
     "num_bins": None,
