@@ -4,6 +4,7 @@ import pytest
 from mujoco_playground.config import locomotion_params
 
 import gorl
+from gorl._env import is_robot
 
 
 @pytest.mark.parametrize("name", gorl.environments())
@@ -285,16 +286,16 @@ def test_what_single_tasks_change_of_ppo_leaves_sac_alone(method):
 
 
 @pytest.mark.parametrize("method", ["gorl-sac", "sac"])
-def test_the_values_of_the_control_suite_lie_in_the_range_of_the_laptop_scales_critics(method):
+def test_sac_has_categorical_critics_at_the_laptop_scale_where_the_range_of_rewards_is_known(method):
+    def categorical(task):
+        return gorl.preset(task, method=method).learner.num_bins is not None
+
     suite = [name for name in gorl.environments() if gorl.internal.family(name) == "Playground"]
-    suite = [name for name in suite if name not in gorl.observation_parts()]
-    assert len(suite) >= 25
-    for name in suite:
-        config = gorl.preset(name, method=method)
-        if config.learner.num_bins is not None:  # rewards of the suite are at most 1 a control step
-            assert float(config.learner.reward_scale) * config.env.action_repeat <= 1
-    assert gorl.preset("FishSwim", method=method).learner.num_bins == 101
-    assert gorl.preset("my_robot:Walk", method=method).learner.num_bins is None
+    suite = [name for name in suite if not is_robot(name)]
+    assert len(suite) == 25
+    assert all(categorical(name) for name in suite)
+    others = set(gorl.environments()) - set(suite)
+    assert not any(categorical(name) for name in (*others, "my_robot:Walk"))
 
 
 def test_the_preset_without_a_method_is_that_of_gorl_with_flow_matching():
