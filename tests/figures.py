@@ -26,7 +26,7 @@ METHODS = (
     "reppo",
     "gorl-meanflow",
 )
-TASKS = ("PointMass", "ReacherEasy", "CheetahRun", "WalkerWalk", "FingerSpin")
+TASKS = ("PointMass", "ReacherEasy", "CheetahRun", "WalkerWalk", "FingerSpin", "HopperStand")
 
 
 def raw(path):
