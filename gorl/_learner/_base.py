@@ -215,6 +215,14 @@ def with_updated_statistics(learner_state: StateWithCritic, experience: Experien
     return eqx.tree_at(lambda state: state.critic_statistics, learner_state, statistics)
 
 
+def moved(
+    optimiser: optax.GradientTransformation, part: PyTree, gradient: PyTree, state: PyTree, scale: Real
+) -> tuple[Any, PyTree]:
+    """Moves `part` by `scale` times the optimiser's step, and returns the state of the optimiser as well."""
+    updates, state = optimiser.update(gradient, state)
+    return eqx.apply_updates(part, optax.tree.scale(scale, updates)), state
+
+
 def with_averaged_encoder(learner_state: StateWithAverage, decay: Real) -> StateWithAverage:
     """`learner_state` with its averaged encoder moved towards the newest one, whose statistics it takes."""
     newest, rest = split_trainable(learner_state.encoder)

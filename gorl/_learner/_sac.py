@@ -27,6 +27,7 @@ from ._base import (
     AbstractLearner,
     Experience,
     fresh_critic_statistics,
+    moved,
     statistics_for_critic,
     with_averaged_encoder,
     with_updated_statistics,
@@ -120,7 +121,7 @@ class SAC(AbstractLearner[SACState]):
     - `on_actions`: latents are actions before `tanh`, which the critics see after it, and the prior is uniform.
     - `learn_temperature`: adapt the temperature, so that the divergence settles at `target_divergence`.
     - `learning_rate`: Adam's, for encoder, critics and temperature.
-    - `learning_rate_decay`: the share of the learning rate that is gone at the end of a run; it falls linearly.
+    - `learning_rate_decay`: the share of the learning rate that a linear decay takes away by the end of a run.
     - `discount`: γ.
     - `tau`: τ, the step of the target critics towards the critics.
     - `average_decay`: decay per iteration of the averaged encoder, which is the one that is evaluated; 0 for the
@@ -314,8 +315,7 @@ class SAC(AbstractLearner[SACState]):
             return loss, {"critic_loss": loss, **metrics}
 
         gradient, critic_metrics = mean_gradient(critic_loss, learner_state.critics, (batch, next_noise), width)
-        updates, critic_state = self._optimiser().update(gradient, critic_state)
-        critics = eqx.apply_updates(learner_state.critics, optax.tree.scale(scale, updates))
+        critics, critic_state = moved(self._optimiser(), learner_state.critics, gradient, critic_state, scale)
 
         # The encoder, up the critics and towards the prior.
         trainable, rest = split_trainable(learner_state.encoder)
@@ -328,15 +328,15 @@ class SAC(AbstractLearner[SACState]):
             return loss, {"policy_loss": loss, "value": jnp.mean(value), "divergence": jnp.mean(divergence)}
 
         gradient, metrics = mean_gradient(policy_loss, trainable, (batch, noise), width)
-        updates, encoder_state = self._optimiser().update(gradient, encoder_state)
-        encoder = eqx.combine(eqx.apply_updates(trainable, optax.tree.scale(scale, updates)), rest)
+        encoder, encoder_state = moved(self._optimiser(), learner_state.encoder, gradient, encoder_state, scale)
 
         # The temperature rises where the divergence is above its target.
         log_temperature = learner_state.log_temperature
         if self.learn_temperature:
             excess = metrics["divergence"] - self.target_divergence * batch.latent.shape[-1]
-            updates, temperature_state = self._optimiser().update(-temperature * excess, temperature_state)
-            log_temperature = eqx.apply_updates(log_temperature, optax.tree.scale(scale, updates))
+            log_temperature, temperature_state = moved(
+                self._optimiser(), log_temperature, -temperature * excess, temperature_state, scale
+            )
 
         target_critics: Any = optax.incremental_update(critics, learner_state.target_critics, self.tau)  # pyright: ignore[reportArgumentType]
         mean, std = jax.vmap(encoder.distribution)(batch.observation)
