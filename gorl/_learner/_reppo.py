@@ -1,6 +1,6 @@
 """Relative entropy pathwise policy optimisation: on-policy, with gradients through a categorical critic."""
 
-from typing import final
+from typing import Any, final
 
 import equinox as eqx
 import jax
@@ -361,8 +361,7 @@ class REPPO(AbstractLearner[REPPOState]):
             ), metrics
 
         gradient, critic_metrics = mean_gradient(critic_loss, trainable, batch, width)
-        rate = -scale * self.learning_rate
-        critic, critic_state = moved(self._optimiser(), learner_state.critic, gradient, critic_state, rate)
+        critic, critic_state = self._moved(learner_state.critic, gradient, critic_state, scale * self.learning_rate)
 
         # The encoder, up the critic, near the old one and near the prior.
         trainable, rest = split_trainable(learner_state.encoder)
@@ -390,7 +389,7 @@ class REPPO(AbstractLearner[REPPOState]):
             }
 
         gradient, metrics = mean_gradient(policy_loss, trainable, (batch, noise), width)
-        encoder, encoder_state = moved(self._optimiser(), learner_state.encoder, gradient, encoder_state, rate)
+        encoder, encoder_state = self._moved(learner_state.encoder, gradient, encoder_state, scale * self.learning_rate)
 
         # Temperature and multiplier rise where the divergence that they weigh is above its target.
         excess = metrics["divergence"] - self.target_divergence * batch.latent.shape[-1]
@@ -399,8 +398,8 @@ class REPPO(AbstractLearner[REPPOState]):
             -temperature * excess if self.learn_temperature else jnp.zeros(()),
             -multiplier * (metrics["kl"] - self.kl_bound),
         )
-        (log_temperature, log_multiplier), duals_state = moved(
-            self._optimiser(), duals, gradient, duals_state, -scale * self.dual_learning_rate
+        (log_temperature, log_multiplier), duals_state = self._moved(
+            duals, gradient, duals_state, scale * self.dual_learning_rate
         )
         states = (encoder_state, critic_state, duals_state)
         learner_state = REPPOState(
@@ -413,6 +412,10 @@ class REPPO(AbstractLearner[REPPOState]):
             learner_state.critic_statistics,
         )
         return learner_state, {**critic_metrics, **metrics, "temperature": temperature, "multiplier": multiplier}
+
+    def _moved(self, part: PyTree, gradient: PyTree, state: PyTree, rate: Real) -> tuple[Any, PyTree]:
+        """Applies a gradient step, and returns the state of the optimiser as well."""
+        return moved(self._optimiser(), part, gradient, state, -rate)
 
     def _draw(
         self, encoder: GaussianEncoder, observation: Float[Array, "batch observation"], key: RandomKey
