@@ -72,6 +72,11 @@ def is_robot(name: str) -> bool:
     return name in _playground.ROBOTS
 
 
+def is_suite(name: str) -> bool:
+    """Whether an environment is one of the control suite's."""
+    return name in _playground.SUITE
+
+
 def load_environment(config: EnvConfig) -> EpisodicEnv:
     """Loads the environment that `config` names and checks that it can be trained on.
 

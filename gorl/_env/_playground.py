@@ -15,7 +15,7 @@ from ._scene import Pose, Scene
 
 # Observation and action sizes, so that listing them neither imports MuJoCo nor traces every task. A test compares them
 # with the environments. Of an observation in parts it is the size of what the policy sees.
-_SUITE: dict[str, tuple[int, int]] = {
+SUITE: dict[str, tuple[int, int]] = {
     "AcrobotSwingup": (6, 1),
     "AcrobotSwingupSparse": (6, 1),
     "BallInCup": (8, 2),
@@ -73,7 +73,7 @@ ROBOTS: dict[str, tuple[int, int]] = {
     "PandaPickCubeOrientation": (66, 8),
     "PandaRobotiqPushCube": (48, 7),
 }
-TASKS = _SUITE | ROBOTS
+TASKS = SUITE | ROBOTS
 
 # The sizes of what only critics see.
 PRIVILEGED: dict[str, int] = {
