@@ -6,7 +6,7 @@ from typing import Any
 
 from ._config import Config
 from ._decoder import AbstractDecoderConfig, Diffusion, FlowMatching, Gaussian, MeanFlow
-from ._env import EnvConfig, environments, family, is_robot
+from ._env import EnvConfig, environments, is_robot, is_suite
 from ._errors import unknown_name
 from ._hyperparameters import replace
 from ._learner import PPO, REPPO, SAC, AbstractClippedLearner, AbstractLearner
@@ -32,7 +32,7 @@ class _Rule:
             (self.task is None or self.task == task)
             and (self.is_own is None or self.is_own == (task not in environments()))
             and (self.is_robot is None or self.is_robot == is_robot(task))
-            and (self.is_suite is None or self.is_suite == (family(task) == "Playground" and not is_robot(task)))
+            and (self.is_suite is None or self.is_suite == is_suite(task))
             and (self.learner is None or isinstance(method.learner, self.learner))
             and (self.decoder is None or isinstance(method.decoder, self.decoder))
             and (self.methods is None or method.name in self.methods)
@@ -79,6 +79,9 @@ _PAPER = (
     _Rule({"stage_steps": (2_000_000, 1_000_000, 1_000_000), "evaluation_interval": 100_000}, learner=SAC),
 )
 
+# A refinement on more data, for longer.
+_THOROUGH = {"refinement.num_episodes": 256, "refinement.stride": 2, "refinement.num_epochs": 60}
+
 # Minutes on two cores instead of hours on a GPU: small networks and batches. A later rule goes before an earlier one,
 # so they stand from the general to the special.
 _LAPTOP = (
@@ -103,9 +106,7 @@ _LAPTOP = (
     _Rule(
         {
             "env.training_length": None,
-            "refinement.num_episodes": 256,
-            "refinement.stride": 2,
-            "refinement.num_epochs": 60,
+            **_THOROUGH,
             "stage_steps": (3_000_000, 2_100_000),
             "evaluation_interval": 500_000,
         },
@@ -174,9 +175,7 @@ _LAPTOP = (
             "learner.keep_features": True,
             "learner.entropy_coefficient": 5e-3,
             "learner.latent_coefficient": 1.5e-2,
-            "refinement.num_episodes": 256,
-            "refinement.stride": 2,
-            "refinement.num_epochs": 60,
+            **_THOROUGH,
             "stage_steps": (14_000_000, 6_000_000),
             "evaluation_interval": 2_000_000,
         },
@@ -200,9 +199,7 @@ _LAPTOP = (
             "learner.learning_rate_decay": 0.9,
             "learner.entropy_coefficient": 2e-3,
             "learner.keep_features": True,
-            "refinement.num_episodes": 256,
-            "refinement.stride": 2,
-            "refinement.num_epochs": 60,
+            **_THOROUGH,
             "stage_steps": (6_000_000, 4_000_000),
             "evaluation_interval": 1_000_000,
         },
@@ -248,9 +245,7 @@ _LAPTOP = (
         {
             "learner.target_divergence": 2.0,
             "learner.encoder_starts": 16_384,
-            "refinement.num_episodes": 256,
-            "refinement.stride": 2,
-            "refinement.num_epochs": 60,
+            **_THOROUGH,
         },
         learner=SAC,
         has_decoder=True,
@@ -272,9 +267,7 @@ _LAPTOP = (
             "learner.num_bins": 101,
             "learner.learning_rate": 5e-4,
             "learner.dual_learning_rate": 5e-4,
-            "refinement.num_episodes": 256,
-            "refinement.stride": 2,
-            "refinement.num_epochs": 60,
+            **_THOROUGH,
             "stage_steps": (3_000_000, 2_000_000),
             "evaluation_interval": 500_000,
         },
